@@ -1,0 +1,1 @@
+"""Benchmarks: workloads, sweeps, counters and reports."""

@@ -1,0 +1,1 @@
+"""Kernels around the GEMM: Triton and CUDA C++ kernels, their tuner and their references."""
