@@ -1,0 +1,94 @@
+"""The command group: subcommands load when they run, errors become one line and an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from typing import Any
+
+import click
+
+from slidesparse._version import __version__
+from slidesparse.errors import SlideSparseError, UsageError
+
+COMMANDS = {
+    "search": "Find the fastest correct algorithm for every GEMM of a model.",
+    "models": "Show the linear layers of a model and their expanded widths.",
+    "doctor": "Say what works on this machine and how to mend what does not.",
+    "cache": "Look at, move and check the tuning cache.",
+}
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+
+class FailedRun(click.ClickException):
+    """A library error as the user sees it: one line, no traceback."""
+
+    exit_code = EXIT_FAILED
+
+
+class BadUsage(click.ClickException):
+    """The same where the user's input is at fault."""
+
+    exit_code = EXIT_USAGE
+
+
+class LazyGroup(click.Group):
+    """A group that imports slidesparse.cli.<name> only when <name> is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Name every subcommand without importing one."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the module of one subcommand."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"slidesparse.cli.{cmd_name}")
+        command = module.command
+        if not isinstance(command, click.Command):
+            raise TypeError(f"slidesparse.cli.{cmd_name}.command is not a click command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List subcommands from the table above, so that --help imports nothing."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Offer the nearest subcommand for a misspelt one."""
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            import difflib
+
+            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            ctx.fail(f"No such command {args[0]!r}.{hint}")
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Turn library errors into one line."""
+        try:
+            return super().invoke(ctx)
+        except SlideSparseError as error:
+            kind = BadUsage if isinstance(error, UsageError) else FailedRun
+            raise kind(str(error)) from error
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="slidesparse")
+@click.option("-v", "--verbose", count=True, help="Log more; twice for debug.")
+def cli(verbose: int) -> None:
+    """Make the linear layers of a W8A8 language model as fast as this GPU allows.
+
+    Start with: slidesparse search --model qwen2.5-7b --dtype fp8
+    """
+    level = {0: logging.WARNING, 1: logging.INFO}.get(verbose, logging.DEBUG)
+    logging.basicConfig(level=level, format="%(levelname)s: %(message)s")
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    cli(prog_name="slidesparse")

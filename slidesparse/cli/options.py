@@ -1,0 +1,74 @@
+"""Option types that several commands share: each refuses bad input in one line."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from slidesparse.errors import UsageError
+from slidesparse.pattern import Pattern, parse_patterns
+from slidesparse.problem import DType, parse_dtype
+
+if TYPE_CHECKING:
+    _ParamType = click.ParamType[Any]
+else:
+    # Older releases of click have no generic ParamType at run time.
+    _ParamType = click.ParamType
+
+
+class PatternList(_ParamType):
+    """Comma-separated patterns: dense,2:4,6:8."""
+
+    name = "patterns"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[Pattern, ...]:
+        """Parse the list or fail with what is wrong with it."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            return parse_patterns(str(value))
+        except UsageError as error:
+            self.fail(str(error), param, ctx)
+
+
+class TokenCounts(_ParamType):
+    """Comma-separated positive integers: 16,256,4096."""
+
+    name = "m,..."
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        """Parse the list or fail naming the entry that is no positive integer."""
+        if isinstance(value, tuple):
+            return value
+        counts: list[int] = []
+        for part in str(value).split(","):
+            try:
+                count = int(part)
+            except ValueError:
+                self.fail(f"M={part.strip()!r} is not an integer", param, ctx)
+            if count <= 0:
+                self.fail(f"M={count} is not a positive number of tokens", param, ctx)
+            counts.append(count)
+        return tuple(dict.fromkeys(counts))
+
+
+class DTypeName(_ParamType):
+    """fp8 or int8."""
+
+    name = "fp8|int8"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> DType:
+        """Parse the name or fail with the accepted ones."""
+        if isinstance(value, DType):
+            return value
+        try:
+            return parse_dtype(str(value))
+        except UsageError as error:
+            self.fail(str(error), param, ctx)
