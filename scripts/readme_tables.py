@@ -1,0 +1,95 @@
+"""Write the figures of README.md from the committed result files.
+
+Each block between <!-- table: NAME --> and <!-- end table --> is replaced. With --check nothing is
+written and the exit code is 1 if a block is not what the result files say.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+from slidesparse.bench.record import SearchRecord, read_json
+from slidesparse.cli.search_table import patterns_of, planned_total, totals
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "bench" / "results" / "nvidia-h200"
+BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end table -->)", re.DOTALL)
+
+
+def totals_table(record: SearchRecord) -> str:
+    """One row per M, one column per pattern: best sparse, and what is planned, over best dense."""
+    patterns = patterns_of(record)
+    heads = [f"{p} (bound {float(p.bound):.2f})" for p in patterns]
+    lines = [
+        f"| M | best dense, ms | {' | '.join(heads)} |",
+        f"| ---: | ---: |{' ---: |' * len(patterns)}",
+    ]
+    for tokens in dict.fromkeys(item.tokens for item in record.layers):
+        cells, dense_ms = [], "-"
+        for pattern in patterns:
+            both, planned = totals(record, tokens, pattern), planned_total(record, tokens, pattern)
+            if both is None or planned is None:
+                cells.append("-")
+                continue
+            cells.append(f"{both[0] / both[1]:.2f}, planned {both[0] / planned:.2f}")
+        dense = dense_total(record, tokens)
+        dense_ms = "-" if dense is None else f"{dense / 1e3:.2f}"
+        lines.append(f"| {tokens} | {dense_ms} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", source_line(record)])
+
+
+def dense_total(record: SearchRecord, tokens: int) -> float | None:
+    """Microseconds of all dense layers at one M, unpruned weights."""
+    total = 0.0
+    for item in record.layers:
+        if item.tokens == tokens and item.problem.pattern.dense:
+            held = record.results.get(item.problem)
+            if held is None or held[0].best is None:
+                return None
+            total += item.layer.count * held[0].best.median_us
+    return total
+
+
+def source_line(record: SearchRecord) -> str:
+    """Where the figures come from."""
+    print_ = record.fingerprint
+    count = len(record.results)
+    return (
+        f"{record.model}, {record.layers[0].problem.dtype} to {record.layers[0].problem.out}, GEMM "
+        f"only, {print_.name}, cuBLASLt {print_.cublaslt}, cuSPARSELt {print_.cusparselt}; {count} "
+        f"problems searched at {record.settings['effort']} effort in {record.seconds:.0f} s on "
+        f"{record.created[:10]} (commit {record.commit[:12]})."
+    )
+
+
+def render(text: str) -> str:
+    """README.md with every block made anew."""
+
+    def block(match: re.Match[str]) -> str:
+        record = read_json(RESULTS / f"{match[2]}.json")
+        return f"{match[1]}{totals_table(record)}\n{match[3]}"
+
+    return BLOCK.sub(block, text)
+
+
+def main() -> int:
+    """Write or check README.md."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing, compare")
+    arguments = parser.parse_args()
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    made = render(text)
+    if arguments.check:
+        if made != text:
+            print("README.md is not what bench/results says; run python scripts/readme_tables.py")
+        return int(made != text)
+    readme.write_text(made, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,43 @@
+"""The backends by name. A test or a plug-in adds one by giving "module:Class"."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable
+
+from slidesparse.errors import UsageError
+from slidesparse.search.backend import Backend
+
+BUILT_IN = {
+    "cublaslt": "slidesparse.search.cublaslt:CublasLt",
+    "cusparselt": "slidesparse.search.cusparselt:CusparseLt",
+    "torch": "slidesparse.search.torch_dense:TorchDense",
+    "torchao": "slidesparse.search.torchao_sparse:TorchaoSparse",
+    "cpu": "slidesparse.search.cpu:CpuReference",
+    "cpu-slid": "slidesparse.search.cpu:CpuSlid",
+}
+
+
+def load_backend(spec: str) -> Backend:
+    """Make the backend of a built-in name or a "module:Class" spec.
+
+    Raises:
+        UsageError: the name is unknown; the nearest and all known names are given.
+    """
+    path = BUILT_IN.get(spec, spec)
+    module_name, _, class_name = path.partition(":")
+    if not class_name:
+        import difflib
+
+        near = difflib.get_close_matches(spec, BUILT_IN, n=1)
+        hint = f", did you mean {near[0]!r}" if near else ""
+        raise UsageError(f"unknown backend {spec!r}{hint}; known: {', '.join(BUILT_IN)}")
+    backend = getattr(importlib.import_module(module_name), class_name)()
+    if not isinstance(backend, Backend):
+        raise UsageError(f"{spec} is not a slidesparse backend")
+    return backend
+
+
+def all_backends(specs: Iterable[str] = tuple(BUILT_IN)) -> list[Backend]:
+    """Make every backend of `specs`, in that order; all built-in ones unless told."""
+    return [load_backend(spec) for spec in specs]

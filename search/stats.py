@@ -1,0 +1,26 @@
+"""Statistics of samples: spread, and whether two candidates can be told apart."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+
+def interquartile(samples: Sequence[float]) -> float:
+    """The interquartile range, 0 for a single sample."""
+    if len(samples) < 2:
+        return 0.0
+    low, _, high = statistics.quantiles(samples, n=4, method="inclusive")
+    return high - low
+
+
+def settled(leader: Sequence[float], other: Sequence[float], confidence: float = 3.0) -> bool:
+    """Whether paired samples show that the leader is faster.
+
+    The median of the paired differences must exceed `confidence` standard errors of a median
+    (1.2533 sigma / sqrt(n), sigma from the interquartile range over 1.349: the normal
+    distribution's constants).
+    """
+    differences = [b - a for a, b in zip(leader, other, strict=True)]
+    error = 1.2533 * interquartile(differences) / 1.349 / len(differences) ** 0.5
+    return bool(statistics.median(differences) > confidence * error)

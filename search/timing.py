@@ -1,0 +1,125 @@
+"""Times of launches: CUDA graph replays between events, or the wall clock on the CPU.
+
+A sample replays one graph of several launches, each on another operand set, so that every launch
+finds its operands outside the L2 cache and launch gaps do not count. Candidates that are compared
+are sampled in turn, never one after the other: a GPU at its power limit drifts.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+from slidesparse.search.backend import Runner
+
+SAMPLE_US = 400.0
+"""A sample holds as many launches as fill this many microseconds, at least one per operand set."""
+
+MOST_LAUNCHES = 256
+WARM_UP = 2
+
+
+class Timed(Protocol):
+    """A runner whose samples can be taken in turn with others'."""
+
+    launches: int
+    graph: bool
+
+    def enqueue(self) -> None:
+        """Start one sample."""
+
+    def collect(self) -> list[float]:
+        """Finish the started samples; microseconds per launch of each, then forget them."""
+
+
+@dataclass
+class GpuTimed:
+    """Samples of a runner on the GPU."""
+
+    runner: Runner
+    sets: int
+    stream: torch.cuda.Stream
+    launches: int = 1
+    graph: bool = True
+    _graph: torch.cuda.CUDAGraph | None = None
+    _events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = field(default_factory=list)
+
+    @classmethod
+    def make(cls, runner: Runner, sets: int, stream: torch.cuda.Stream) -> GpuTimed:
+        """Warm the runner up, size a sample, and capture it in a CUDA graph if it allows that."""
+        timed = cls(runner, sets, stream)
+        for index in range(min(sets, WARM_UP)):
+            runner.launch(index, stream.cuda_stream)
+        timed.launches = sets
+        timed._capture()
+        timed._replay_once()
+        # The first replay uploads the graph, so it is the second one that sizes a sample.
+        one = timed._replay_once() * sets
+        rounds = min(int(SAMPLE_US / max(one, 1.0)), max(1, MOST_LAUNCHES // sets))
+        if rounds > 1:
+            timed.launches = sets * rounds
+            timed._capture()
+            timed._replay_once()
+        return timed
+
+    def enqueue(self) -> None:
+        """Start one sample: all launches between two events."""
+        start, stop = (_event() for _ in range(2))
+        with torch.cuda.stream(self.stream):
+            start.record(self.stream)
+            assert self._graph is not None
+            self._graph.replay()
+            stop.record(self.stream)
+        self._events.append((start, stop))
+
+    def collect(self) -> list[float]:
+        """Wait for the samples; microseconds per launch of each."""
+        self.stream.synchronize()
+        events, self._events = self._events, []
+        return [1e3 * start.elapsed_time(stop) / self.launches for start, stop in events]
+
+    def _replay_once(self) -> float:
+        self.enqueue()
+        return self.collect()[0]
+
+    def _launch_all(self) -> None:
+        for index in range(self.launches):
+            self.runner.launch(index, self.stream.cuda_stream)
+
+    def _capture(self) -> None:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.stream(self.stream):
+            graph.capture_begin(capture_error_mode="thread_local")
+            try:
+                self._launch_all()
+            finally:
+                graph.capture_end()
+        self._graph = graph
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+
+@dataclass
+class CpuTimed:
+    """Samples of a runner on the CPU, one launch each, warm caches."""
+
+    runner: Runner
+    launches: int = 1
+    graph: bool = False
+    _samples: list[float] = field(default_factory=list)
+
+    def enqueue(self) -> None:
+        """Run one launch and keep its wall time."""
+        start = time.perf_counter()
+        self.runner.launch(0, 0)
+        self._samples.append(1e6 * (time.perf_counter() - start))
+
+    def collect(self) -> list[float]:
+        """Microseconds of each launch since the last call."""
+        samples, self._samples = self._samples, []
+        return samples

@@ -1,0 +1,259 @@
+"""A worker process per device: what crashes, hangs or runs out of memory there costs one candidate.
+
+The parent sends one request at a time and waits with a deadline. A worker that dies or overruns is
+killed and replaced; the parent knows which candidate it was at.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+from slidesparse.devices import Device
+from slidesparse.errors import SearchError, SlideSparseError
+
+START_TIMEOUT = 180.0
+"""Seconds for a worker to import its libraries and open the device."""
+
+
+class WorkerDied(Exception):
+    """The worker ended without an answer.
+
+    Args:
+        reason: how it ended, for example "killed by SIGSEGV".
+    """
+
+
+class WorkerTimeout(Exception):
+    """The worker gave no answer in time and was killed."""
+
+
+class WorkerOutOfMemory(Exception):
+    """The request needed more memory than the device has; the worker lives on."""
+
+
+class WorkerCancelled(Exception):
+    """The search is being stopped; whatever was in flight is nobody's fault."""
+
+
+@dataclass(frozen=True)
+class _Request:
+    method: str
+    arguments: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class _Reply:
+    kind: str
+    """"ok", "memory" (out of it), "fault" (the device is lost, the worker ends), "error"."""
+    value: Any
+
+
+class Worker:
+    """The parent's handle on one worker process.
+
+    Args:
+        device: the worker's device.
+        specs: of the backends it loads.
+        seed: of its operands.
+    """
+
+    def __init__(self, device: Device, specs: Sequence[str], seed: int) -> None:
+        """Remember what to start; the process starts with the first call."""
+        self.device = device
+        self._start_arguments = (device, tuple(specs), seed)
+        self._context = multiprocessing.get_context("spawn")
+        self._process: multiprocessing.process.BaseProcess | None = None
+        self._pipe: Connection | None = None
+        self._cancelled = False
+
+    def call(self, method: str, *arguments: Any, timeout: float) -> Any:
+        """Run a Session method in the worker.
+
+        Args:
+            method: name of a public method of Session.
+            arguments: picklable.
+            timeout: in seconds.
+
+        Raises:
+            WorkerDied: the process ended, or its device is lost and it ended itself.
+            WorkerTimeout: no answer in time; the process was killed.
+            WorkerOutOfMemory: the device's memory did not suffice.
+            WorkerCancelled: `cancel` was called, before or meanwhile.
+            SearchError: the request raised an error in the worker that is a defect of ours.
+        """
+        reply = self._exchange(_Request(method, arguments), timeout)
+        if reply.kind == "ok":
+            return reply.value
+        if reply.kind == "memory":
+            raise WorkerOutOfMemory(reply.value)
+        if reply.kind == "fault":
+            self._bury()
+            raise WorkerDied(reply.value)
+        if isinstance(reply.value, SlideSparseError):
+            raise reply.value
+        raise SearchError(f"the worker for {self.device} failed in {method}: {reply.value}")
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs and holds its state."""
+        return self._process is not None and self._process.is_alive()
+
+    def cancel(self) -> None:
+        """End the process at once, from any thread; pending and later calls raise."""
+        self._cancelled = True
+        process = self._process
+        if process is not None and process.is_alive():
+            process.kill()
+
+    def stop(self) -> None:
+        """End the process, gently if it is idle; safe to call at any time."""
+        if self._pipe is not None:
+            with contextlib.suppress(OSError):
+                self._pipe.close()
+        if self._process is not None:
+            self._process.join(timeout=2.0)
+            self._kill()
+        self._process = self._pipe = None
+
+    def _exchange(self, request: _Request, timeout: float) -> _Reply:
+        if self._cancelled:
+            raise WorkerCancelled
+        if self._process is None:
+            self._start()
+        assert self._pipe is not None
+        try:
+            self._pipe.send(request)
+            return self._receive(timeout)
+        except (EOFError, OSError) as error:
+            end = self._bury()
+            if self._cancelled:
+                raise WorkerCancelled from error
+            raise WorkerDied(end) from error
+
+    def _start(self) -> None:
+        self._pipe, theirs = self._context.Pipe()
+        process = self._context.Process(
+            target=_serve, args=(theirs, *self._start_arguments), daemon=True
+        )
+        process.start()
+        self._process = process
+        theirs.close()
+        try:
+            hello = self._receive(START_TIMEOUT)
+        except (EOFError, OSError) as error:
+            raise SearchError(
+                f"the worker for {self.device} did not start: {self._bury()}"
+            ) from error
+        except WorkerTimeout as error:
+            raise SearchError(
+                f"the worker for {self.device} did not start within {START_TIMEOUT:.0f} s"
+            ) from error
+        if hello.kind != "ok":
+            self._bury()
+            if isinstance(hello.value, SlideSparseError):
+                raise hello.value
+            raise SearchError(f"the worker for {self.device} did not start: {hello.value}")
+
+    def _receive(self, timeout: float) -> _Reply:
+        assert self._pipe is not None
+        if not self._pipe.poll(timeout):
+            self._kill()
+            self._process = self._pipe = None
+            raise WorkerTimeout(f"no answer within {timeout:.0f} s")
+        reply = self._pipe.recv()
+        assert isinstance(reply, _Reply)
+        return reply
+
+    def _bury(self) -> str:
+        process, self._process, self._pipe = self._process, None, None
+        if process is None:
+            return "it is gone"
+        process.join(timeout=10.0)
+        if process.is_alive():
+            process.kill()
+            process.join()
+        return describe_exit(process.exitcode)
+
+    def _kill(self) -> None:
+        if self._process is not None and self._process.is_alive():
+            self._process.kill()
+            self._process.join(timeout=30.0)
+
+
+def describe_exit(code: int | None) -> str:
+    """How a process ended, from its exit code: "killed by SIGSEGV", "exit code 3"."""
+    if code is None:
+        return "still running"
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    return f"exit code {code}"
+
+
+def _serve(pipe: Connection, device: Device, specs: Sequence[str], seed: int) -> None:
+    """Answer requests until the parent closes the pipe or a fault makes the device unusable."""
+    # Ctrl-C reaches the whole process group; only the parent decides what to do about it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        from slidesparse.search.session import Session
+
+        session = Session(device, specs, seed)
+    except Exception as error:  # Anything here must reach the parent, which has the terminal.
+        pipe.send(_Reply("error", _portable(error)))
+        return
+    pipe.send(_Reply("ok", os.getpid()))
+    while True:
+        try:
+            request = pipe.recv()
+        except (EOFError, OSError):
+            return
+        reply = _answer(session, request)
+        try:
+            pipe.send(reply)
+        except OSError:
+            return
+        if reply.kind == "fault":
+            os._exit(1)  # A lost CUDA context can hang in its own clean-up.
+
+
+def _answer(session: Any, request: _Request) -> _Reply:
+    import torch
+
+    try:
+        return _Reply("ok", getattr(session, request.method)(*request.arguments))
+    except torch.cuda.OutOfMemoryError as error:
+        torch.cuda.empty_cache()
+        return _Reply("memory", first_line(error))
+    except MemoryError as error:
+        return _Reply("memory", f"host memory: {first_line(error)}")
+    except SlideSparseError as error:
+        return _Reply("error", error)
+    except Exception as error:  # Whatever a library throws costs its candidate, not the search.
+        text = first_line(error)
+        if "DefaultCPUAllocator" in str(error):
+            return _Reply("memory", f"host memory: {text}")
+        return _Reply("fault" if _is_device_fault(error) else "error", _portable(error))
+
+
+def _is_device_fault(error: Exception) -> bool:
+    text = str(error).lower()
+    return "cuda error" in text or "cuda_error" in text or "acceleratorerror" in repr(error).lower()
+
+
+def _portable(error: Exception) -> SlideSparseError | str:
+    """An error that survives the pipe: ours as it is, anything else as one line."""
+    if isinstance(error, SlideSparseError):
+        return error
+    return f"{type(error).__name__}: {first_line(error)}"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, at most 300 characters."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:300]
