@@ -127,6 +127,22 @@ def select_device(text: str = "auto") -> Device:
     return Device("cuda", index)
 
 
+def gpu_problem() -> str:
+    """Why torch has no GPU here and what mends it, or "" if it has one.
+
+    Raises:
+        DeviceError: torch cannot be imported.
+    """
+    torch: Any = _torch()
+    if torch.cuda.is_available():
+        return ""
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA; install a CUDA build of torch"
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    hidden = "" if visible is None else f" (CUDA_VISIBLE_DEVICES={visible!r})"
+    return f"torch sees no GPU{hidden}; check that nvidia-smi lists one"
+
+
 def all_gpus() -> tuple[Device, ...]:
     """Every GPU that torch sees, in torch's order; empty without one."""
     torch = _torch()
@@ -179,18 +195,9 @@ def _torch() -> ModuleType:
 
 
 def _require_gpu(torch: Any, index: int) -> None:
-    if not torch.cuda.is_available():
-        if torch.version.cuda is None:
-            raise DeviceError(
-                f"cuda:{index} asked for, but torch {torch.__version__} is built without CUDA; "
-                "install a CUDA build of torch, or use --device cpu"
-            )
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        hidden = "" if visible is None else f" (CUDA_VISIBLE_DEVICES={visible!r})"
-        raise DeviceError(
-            f"cuda:{index} asked for, but torch sees no GPU{hidden}; "
-            "check that nvidia-smi lists one, or use --device cpu"
-        )
+    missing = gpu_problem()
+    if missing:
+        raise DeviceError(f"cuda:{index} asked for, but {missing}, or use --device cpu")
     count = torch.cuda.device_count()
     if index >= count:
         names = ", ".join(f"cuda:{i}" for i in range(count))

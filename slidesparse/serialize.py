@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from slidesparse.candidate import Candidate, Failure, Measurement, Param, ProblemResult
+from slidesparse.candidate import Candidate, Failure, Measurement, ProblemResult
 from slidesparse.devices import Fingerprint
 from slidesparse.errors import SlideSparseError
 from slidesparse.pattern import Pattern
@@ -177,8 +177,7 @@ class _CandidateModel(_Model[Candidate]):
     fields_: dict[Name, ParamValue] = Field(alias="fields")
 
     def build(self) -> Candidate:
-        params: Mapping[str, Param] = self.params
-        return Candidate(self.backend, params, self.sparse, self.fields_)
+        return Candidate(self.backend, self.params, self.sparse, self.fields_)
 
 
 class _MeasurementModel(_Model[Measurement]):
@@ -234,6 +233,17 @@ class _ResultModel(_Model[ProblemResult]):
     seed: int
     seconds: Amount
     searched_at: Annotated[str, StringConstraints(max_length=64)]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> _ResultModel:
+        """Refuse sparse candidates where only a dense one can stand."""
+        if self.baseline is not None and self.baseline.candidate.sparse:
+            raise ValueError("the baseline is a sparse candidate; it must be a dense one")
+        if self.problem.pattern.dense:
+            for item in (*self.ranked, *self.defaults):
+                if item.candidate.sparse:
+                    raise ValueError(f"{item.candidate.backend} is sparse and the problem is dense")
+        return self
 
     def build(self) -> ProblemResult:
         return ProblemResult(
