@@ -162,7 +162,9 @@ def read_json(path: Path) -> SearchRecord:
         )
     try:
         return _from_data(data)
-    except (DataError, KeyError, TypeError, ValueError) as error:
+    except KeyError as error:
+        raise UsageError(f"{path} is damaged: it lacks {error}") from error
+    except (AttributeError, DataError, TypeError, ValueError) as error:
         raise UsageError(f"{path} is damaged: {error}") from error
 
 

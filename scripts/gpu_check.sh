@@ -24,7 +24,7 @@ trap 'rm -rf "$site"' EXIT
 venv_pip() { "$python" -m pip --disable-pip-version-check "$@"; }
 build_wheel "$site/wheel"
 venv_pip install -q --no-deps --no-compile --no-index --target "$site" "$site"/wheel/*.whl
-export PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}" PATH="$site/bin:$PATH"
 # Keeps `python -m pytest` from putting this folder, with its bare slidesparse/, first on sys.path.
 export PYTHONSAFEPATH=1
 

@@ -32,7 +32,11 @@ def load_backend(spec: str) -> Backend:
         near = difflib.get_close_matches(spec, BUILT_IN, n=1)
         hint = f", did you mean {near[0]!r}" if near else ""
         raise UsageError(f"unknown backend {spec!r}{hint}; known: {', '.join(BUILT_IN)}")
-    backend = getattr(importlib.import_module(module_name), class_name)()
+    try:
+        make = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"backend {spec!r} cannot be loaded: {error}") from error
+    backend = make()
     if not isinstance(backend, Backend):
         raise UsageError(f"{spec} is not a slidesparse backend")
     return backend

@@ -21,6 +21,7 @@ from slidesparse.search.nvidia import (
     fp8_refusal,
     host_float,
     library_availability,
+    spell_sm,
 )
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class CublasLt(Backend):
         if problem.scales is Scales.ROWCOL:
             sm = detect(device).sm
             if problem.dtype is DType.INT8 or sm != OUTER_VECTOR_SM:
-                return f"cuBLASLt has no row x column scales for {problem.dtype} on SM {sm}"
+                return f"cuBLASLt has no row x column scales for {problem.dtype} on {spell_sm(sm)}"
         return fp8_refusal(problem, device) or alignment_refusal(problem, ALIGNMENT, ALIGNMENT)
 
     def candidates(self, problem: GemmProblem, effort: Effort) -> list[Candidate]:

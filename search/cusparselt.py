@@ -14,7 +14,12 @@ from slidesparse.devices import Device, detect
 from slidesparse.errors import CandidateError
 from slidesparse.problem import DType, GemmProblem, Scales
 from slidesparse.search.backend import Availability, Backend, Effort, Runner
-from slidesparse.search.nvidia import alignment_refusal, fp8_refusal, library_availability
+from slidesparse.search.nvidia import (
+    alignment_refusal,
+    fp8_refusal,
+    library_availability,
+    spell_sm,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -53,7 +58,7 @@ class CusparseLt(Backend):
         """Refuse outputs, scales and alignments that the library does not have."""
         sm = detect(device).sm
         if sm < SPARSE_SM:
-            return f"sparse tensor cores need SM 8.0 or newer and this is SM {sm // 10}.{sm % 10}"
+            return f"sparse tensor cores need SM 8.0 or newer and this is {spell_sm(sm)}"
         outputs = OUTPUTS[problem.dtype]
         if problem.out not in outputs:
             names = ", ".join(map(str, outputs))

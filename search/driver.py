@@ -9,7 +9,6 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from slidesparse.cache import TuningCache
 from slidesparse.candidate import Candidate, Failure, ProblemResult, Provenance
@@ -27,7 +26,13 @@ from slidesparse.search.strategy import (
     ProblemSkipped,
     Tick,
 )
-from slidesparse.search.worker import Worker, WorkerCancelled, WorkerDied, WorkerTimeout
+from slidesparse.search.worker import (
+    Worker,
+    WorkerCancelled,
+    WorkerDied,
+    WorkerOutOfMemory,
+    WorkerTimeout,
+)
 
 log = logging.getLogger(__name__)
 
@@ -217,7 +222,8 @@ class Search:
 
     def _next_group(self) -> list[GemmProblem] | None:
         with self._lock:
-            while not self._groups and self._open_groups:
+            # Below zero when a group ends after `_cancel` set it to none.
+            while not self._groups and self._open_groups > 0:
                 self._lock.wait()
             return self._groups.popleft() if self._groups else None
 
@@ -226,8 +232,7 @@ class Search:
         with self._lock:
             self._open_groups -= 1
             if group[0].pattern.dense:
-                shape = (group[0].n, group[0].k)
-                ready = [g for g in self._waiting if (g[0].n, g[0].k) == shape]
+                ready = [g for g in self._waiting if g[0].on_dense() in group]
                 self._waiting = [g for g in self._waiting if g not in ready]
                 # The same worker finds the data of this shape warm, so they go first.
                 self._groups.extendleft(reversed(ready))
@@ -255,7 +260,7 @@ class Search:
     def _search(self, worker: Worker, problem: GemmProblem) -> ProblemResult:
         deadline = self._share()
         self._listener.started(problem, worker.device)
-        journal = Journal(self._journal_folder(), problem)
+        journal = Journal(self.cache.journal_directory, problem)
         if self._options.fresh:
             journal.remove()
         search = ProblemSearch(
@@ -271,7 +276,7 @@ class Search:
         )
         try:
             result = search.run()
-        except (WorkerDied, WorkerTimeout) as error:
+        except (WorkerDied, WorkerTimeout, WorkerOutOfMemory) as error:
             raise ProblemSkipped(f"the worker could not be brought back ({error})") from error
         self.cache.put(result)
         journal.remove()
@@ -313,9 +318,6 @@ class Search:
         if dense is None:
             return []
         return [m.candidate for m in dense.result.ranked[:CHALLENGERS]]
-
-    def _journal_folder(self) -> Path:
-        return self.cache.directory / "journal"
 
 
 def specs_for(wanted: Sequence[str] | None, device: Device) -> tuple[str, ...]:

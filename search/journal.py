@@ -35,21 +35,30 @@ class Journal:
     def read(self) -> dict[str, Measurement | Failure]:
         """What an earlier search of the same problem screened, by candidate key.
 
-        A line that is cut off or damaged ends the reading: what stands before it counts.
+        A line that is cut off or damaged ends the reading: what stands before it counts, and the
+        file is cut there, so that what is appended next can be read back too.
         """
         if self._path is None or not self._path.exists():
             return {}
         known: dict[str, Measurement | Failure] = {}
+        good = 0
         try:
-            lines = self._path.read_text(encoding="utf-8").splitlines()
+            lines = self._path.read_bytes().splitlines(keepends=True)
             if not lines or json.loads(lines[0]) != self._header:
                 self.remove()
                 return {}
+            good = len(lines[0])
             for line in lines[1:]:
-                outcome = _parse(json.loads(line))
-                known[outcome.candidate.key] = outcome
+                if not line.endswith(b"\n"):
+                    raise DataError("", "the last line is cut off")
+                content = json.loads(line)
+                if content != self._header:  # Two searches that start at once both write one.
+                    outcome = _parse(content)
+                    known[outcome.candidate.key] = outcome
+                good += len(line)
         except (OSError, ValueError, DataError) as error:
             log.warning("journal %s is damaged after %d lines: %s", self._path, len(known), error)
+            self._cut(good)
         return known
 
     def add(self, outcome: Measurement | Failure) -> None:
@@ -75,6 +84,17 @@ class Journal:
                 f"cannot write the journal {self._path}: {error.strerror}; "
                 "choose another place with --cache-dir or SLIDESPARSE_CACHE_DIR"
             ) from error
+
+    def _cut(self, size: int) -> None:
+        """Keep the first `size` bytes; the whole file goes if not even its header is whole."""
+        assert self._path is not None
+        try:
+            if size:
+                os.truncate(self._path, size)
+            else:
+                self.remove()
+        except OSError as error:
+            log.warning("journal %s cannot be mended: %s", self._path, error)
 
     def remove(self) -> None:
         """Delete the file: the result is in the cache, or the search starts over."""

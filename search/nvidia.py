@@ -78,11 +78,16 @@ def library_availability(device: Device, binding: str) -> Availability:
     return Availability(True, f"version {version}")
 
 
+def spell_sm(sm: int) -> str:
+    """A compute capability as NVIDIA writes it: "SM 8.9"."""
+    return f"SM {sm // 10}.{sm % 10}"
+
+
 def fp8_refusal(problem: GemmProblem, device: Device) -> str | None:
     """Refuse FP8 on GPUs without FP8 tensor cores."""
     sm = detect(device).sm
     if problem.dtype is DType.FP8 and sm < FP8_SM:
-        return f"FP8 needs SM 8.9 or newer and this is SM {sm // 10}.{sm % 10}; use --dtype int8"
+        return f"FP8 needs SM 8.9 or newer and this is {spell_sm(sm)}; use --dtype int8"
     return None
 
 

@@ -18,11 +18,13 @@ from slidesparse.search.backend import Backend, Effort, Runner
 from slidesparse.search.backends import load_backend
 from slidesparse.search.messages import Opening, Race
 from slidesparse.search.operands import Operands, Weight, make_weight
-from slidesparse.search.reference import Reference, poison
+from slidesparse.search.reference import Check, Reference, poison
 from slidesparse.search.stats import interquartile
-from slidesparse.search.timing import CpuTimed, GpuTimed, Timed
+from slidesparse.search.timing import CpuTimed, GpuTimed, Timed, one_launch
 
 SCREEN_SAMPLES = 3
+GLANCE_US = 200.0
+"""A single launch outside a graph says something from this time on: launching takes about 10."""
 
 
 @dataclass
@@ -95,8 +97,16 @@ class Session:
         backend = self._by_name[candidate.backend]
         return backend.neighbours(self._need_operands().problem, candidate, effort)
 
-    def screen(self, candidate: Candidate) -> Measurement | Failure:
-        """Prepare a candidate, verify its whole output, and time it briefly."""
+    def screen(
+        self, candidate: Candidate, patience_us: float | None = None
+    ) -> Measurement | Failure:
+        """Prepare a candidate, verify its whole output, and time it briefly.
+
+        Args:
+            candidate: to try.
+            patience_us: a candidate whose single launch takes longer than this is out of the
+                question: that one launch is its measurement, and it is not made ready to race.
+        """
         operands = self._need_operands()
         backend = self._by_name.get(candidate.backend)
         if backend is None:
@@ -111,27 +121,42 @@ class Session:
         if wrong is not None:
             return Failure(candidate, "wrong", wrong)
         timed: Timed
-        if self._stream is not None:
-            timed = GpuTimed.make(runner, operands.sets, self._stream)
-        else:
+        if self._stream is None:
             timed = CpuTimed(runner)
+        elif patience_us is not None and (
+            (glance := one_launch(runner, self._stream)) > max(patience_us, GLANCE_US)
+        ):
+            return self._measurement(candidate, check, [glance], runner)
+        else:
+            timed = GpuTimed.make(runner, operands.sets, self._stream)
         for _ in range(SCREEN_SAMPLES if self._stream else 1):
             timed.enqueue()
         samples = timed.collect()
-        measurement = Measurement(
+        measurement = self._measurement(candidate, check, samples, runner, timed)
+        self._ready[candidate.key] = _Ready(timed, measurement)
+        return measurement
+
+    def _measurement(
+        self,
+        candidate: Candidate,
+        check: Check,
+        samples: Sequence[float],
+        runner: Runner,
+        timed: Timed | None = None,
+    ) -> Measurement:
+        operands = self._need_operands()
+        return Measurement(
             candidate=candidate,
             median_us=statistics.median(samples),
             spread_us=interquartile(samples),
             samples=len(samples),
-            launches=timed.launches,
+            launches=timed.launches if timed is not None else 1,
             error=check.error,
             worst=check.worst,
             cold_l2=self._stream is not None and operands.sets > 1,
-            graph=timed.graph,
+            graph=timed is not None and timed.graph,
             workspace=runner.workspace,
         )
-        self._ready[candidate.key] = _Ready(timed, measurement)
-        return measurement
 
     def _output_of(self, runner: Runner, operands: Operands) -> torch.Tensor:
         """Run once onto poisoned memory."""
@@ -156,6 +181,8 @@ class Session:
     def race(self, candidates: Sequence[Candidate], rounds: int) -> Race:
         """Sample candidates in turn, `rounds` times each; all of them must have been screened."""
         ready = [self._ready[candidate.key].timed for candidate in candidates]
+        for timed in ready:
+            timed.collect()  # What an earlier race left behind when it failed does not count.
         for _ in range(rounds):
             for timed in ready:
                 timed.enqueue()

@@ -7,6 +7,7 @@ best dense way, race until their order is settled or a tie.
 
 from __future__ import annotations
 
+import logging
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -15,12 +16,15 @@ from datetime import datetime, timezone
 from typing import Any
 
 from slidesparse.candidate import Candidate, Failure, Measurement, ProblemResult
+from slidesparse.errors import SlideSparseError
 from slidesparse.problem import GemmProblem
 from slidesparse.search.backend import Effort
 from slidesparse.search.journal import Journal
 from slidesparse.search.messages import Race
 from slidesparse.search.stats import interquartile, settled
 from slidesparse.search.worker import Worker, WorkerDied, WorkerOutOfMemory, WorkerTimeout
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,8 @@ SCHEDULES = {
 RACE_STEP = 15
 RACE_ATTEMPTS = 3
 SHED_EVERY = 100
+PATIENCE = 2.0
+"""A candidate that takes this many times as long as the best so far gets a single launch."""
 SCREEN_TIMEOUT = 60.0
 RACE_TIMEOUT = 120.0
 OPEN_TIMEOUT = 600.0
@@ -153,7 +159,7 @@ class ProblemSearch:
         except WorkerOutOfMemory as error:
             raise ProblemSkipped(f"the operands do not fit the memory ({error})") from error
         except (WorkerDied, WorkerTimeout) as error:
-            raise ProblemSkipped(f"the operands could not be made ({error})") from error
+            raise ProblemSkipped(f"the worker could not open it ({error})") from error
         self._left_out = opening.left_out
         self._defaults = opening.defaults
         if not opening.candidates:
@@ -169,33 +175,33 @@ class ProblemSearch:
         if outcome is None:
             if self._overdue() and self._measured():
                 return None
-            self._tick(
-                Tick(
-                    self._problem,
-                    candidate,
-                    len(self._outcomes),
-                    len(self._known),
-                    min((m.median_us for m in self._measured()), default=None),
-                )
-            )
-            outcome = self._try(candidate)
+            best = min((m.median_us for m in self._measured()), default=None)
+            done, total = len(self._outcomes), len(self._known)
+            self._tick(Tick(self._problem, candidate, done, total, best))
+            outcome = self._try(candidate, None if best is None else best * PATIENCE)
             self._journal.add(outcome)
             self._outcomes[candidate.key] = outcome
             self._shed()
         return outcome if isinstance(outcome, Measurement) else None
 
-    def _try(self, candidate: Candidate) -> Measurement | Failure:
+    def _try(self, candidate: Candidate, patience_us: float | None = None) -> Measurement | Failure:
         self._reopen()
+        outcome = self._attempt(candidate, "screen", candidate, patience_us, timeout=SCREEN_TIMEOUT)
+        assert isinstance(outcome, Measurement | Failure)
+        return outcome
+
+    def _attempt(self, candidate: Candidate, method: str, *arguments: Any, timeout: float) -> Any:
+        """Call the worker on behalf of one candidate: whatever goes wrong is that one's failure."""
         try:
-            outcome = self._call("screen", candidate, timeout=SCREEN_TIMEOUT)
-            assert isinstance(outcome, Measurement | Failure)
-            return outcome
+            return self._call(method, *arguments, timeout=timeout)
         except WorkerDied as error:
             return Failure(candidate, "crash", f"the worker died: {error}")
         except WorkerTimeout as error:
             return Failure(candidate, "timeout", str(error))
         except WorkerOutOfMemory as error:
             return Failure(candidate, "memory", str(error))
+        except SlideSparseError as error:
+            return Failure(candidate, "refused", str(error))
 
     def _shed(self) -> None:
         """Let the worker drop graphs of candidates that will not race: each holds memory."""
@@ -217,19 +223,27 @@ class ProblemSearch:
     def _ranking(self) -> list[Candidate]:
         return [m.candidate for m in sorted(self._measured(), key=lambda m: m.median_us)]
 
+    def _contenders(self) -> list[Candidate]:
+        """The verified candidates of the problem's own kind, fastest first.
+
+        A sparse problem asks for its best sparse candidate, also where dense is faster: the
+        challengers race beside it and must not push it out.
+        """
+        sparse = not self._problem.pattern.dense
+        return [c for c in self._ranking() if c.sparse is sparse]
+
     def _bring_neighbours(self) -> bool:
         """Screen the variations of each backend's leaders; whether there were new ones."""
         if self._overdue():
             return False
         leaders: dict[str, list[Candidate]] = {}
-        for candidate in self._ranking():
+        for candidate in self._contenders():
             group = leaders.setdefault(candidate.backend, [])
             if len(group) < self._schedule.leaders:
                 group.append(candidate)
         new: dict[str, Candidate] = {}
         for candidate in (leader for group in leaders.values() for leader in group):
-            self._reopen()
-            for other in self._call("neighbours", candidate, self._effort, timeout=SCREEN_TIMEOUT):
+            for other in self._neighbours(candidate):
                 if other.key not in self._known:
                     new[other.key] = other
         self._known.update(new)
@@ -237,16 +251,27 @@ class ProblemSearch:
             self._screen(candidate)
         return bool(new)
 
+    def _neighbours(self, candidate: Candidate) -> list[Candidate]:
+        """The variations of a candidate; none if listing them fails, which costs only them."""
+        self._reopen()
+        found = self._attempt(
+            candidate, "neighbours", candidate, self._effort, timeout=SCREEN_TIMEOUT
+        )
+        if isinstance(found, Failure):
+            log.warning("no variations of %s: %s", candidate.label, found.reason)
+            return []
+        return list(found)
+
     def _race(self) -> tuple[list[Measurement], bool]:
         ranking = self._ranking()
         if not ranking:
             if self._overdue():
                 raise OutOfTime
             raise ProblemSkipped(f"none of {len(self._outcomes)} candidates works: {self._why()}")
-        fastest = self._time_of(ranking[0])
-        field = [c for c in ranking if self._time_of(c) <= fastest * self._schedule.within]
-        field = field[: self._schedule.field]
         seeded = self._seeded(ranking)
+        own = self._contenders()
+        limit = self._time_of(own[0]) * self._schedule.within if own else 0.0
+        field = [c for c in own if self._time_of(c) <= limit][: self._schedule.field]
         rounds = self._schedule.rounds
         while len(field) > self._schedule.finalists:
             times = self._heat(field, rounds)
@@ -270,7 +295,7 @@ class ProblemSearch:
             heat = self._sample(finalists, RACE_STEP)
             if heat is None:
                 attempts += 1
-                finalists = [c for c in finalists if self._ready(c)]
+                finalists = self._survivors(finalists)
                 if not finalists or attempts >= RACE_ATTEMPTS:
                     raise ProblemSkipped(
                         f"the finalists do not survive a race of {attempts}: {self._why()}"
@@ -280,11 +305,23 @@ class ProblemSearch:
             for candidate, times in zip(finalists, heat.samples, strict=True):
                 samples[candidate].extend(times)
             order = sorted(finalists, key=lambda c: statistics.median(samples[c]))
-            tie = len(order) > 1 and self._is_tie(samples[order[0]], samples[order[1]])
+            ties = [self._is_tie(samples[a], samples[b]) for a, b in self._questions(order)]
             spent = len(samples[order[0]]) >= self._schedule.most_rounds
-            if not tie or spent or self._overdue():
+            if not any(ties) or spent or self._overdue():
                 break
+        tie = bool(ties) and ties[0]
         return [self._raced(c, samples[c], heat) for c in order], tie
+
+    def _questions(self, order: Sequence[Candidate]) -> list[tuple[Candidate, Candidate]]:
+        """The pairs that a race has to tell apart: its own first two, and sparse from dense."""
+        sparse = not self._problem.pattern.dense
+        own = [c for c in order if c.sparse is sparse]
+        other = [c for c in order if c.sparse is not sparse]
+        pairs = [(own[0], own[1])] if len(own) > 1 else []
+        if own and other:
+            first, second = sorted((own[0], other[0]), key=order.index)
+            pairs.append((first, second))
+        return pairs
 
     def _raced(self, candidate: Candidate, samples: Sequence[float], heat: Race) -> Measurement:
         """The measurement of a finalist: the race's time, the screening's checks."""
@@ -305,7 +342,7 @@ class ProblemSearch:
     def _heat(self, field: Sequence[Candidate], rounds: int) -> dict[Candidate, Sequence[float]]:
         heat = self._sample(field, rounds)
         if heat is None:
-            field = [c for c in field if self._ready(c)]
+            field = self._survivors(field)
             heat = self._sample(field, rounds)
         if heat is None:
             return {c: (self._time_of(c),) for c in field}
@@ -320,8 +357,20 @@ class ProblemSearch:
             race = self._call("race", list(field), rounds, timeout=RACE_TIMEOUT)
             assert isinstance(race, Race)
             return race
-        except (WorkerDied, WorkerTimeout, WorkerOutOfMemory):
+        except (WorkerDied, WorkerTimeout, WorkerOutOfMemory, SlideSparseError) as error:
+            log.info("a race of %s was lost: %s", self._problem, error)
             return None
+
+    def _survivors(self, field: Sequence[Candidate]) -> list[Candidate]:
+        """Who gets through a race alone: whoever brought the last one down is out."""
+        return [c for c in field if self._ready(c) and self._survives(c)]
+
+    def _survives(self, candidate: Candidate) -> bool:
+        alone = self._attempt(candidate, "race", [candidate], RACE_STEP, timeout=RACE_TIMEOUT)
+        if isinstance(alone, Failure):
+            self._outcomes[candidate.key] = alone
+            self._journal.add(alone)
+        return not isinstance(alone, Failure)
 
     def _ready(self, candidate: Candidate) -> bool:
         """Prepare a candidate that a replaced worker or a resumed search has not prepared."""

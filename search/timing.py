@@ -18,6 +18,7 @@ from slidesparse.search.backend import Runner
 SAMPLE_US = 400.0
 """A sample holds as many launches as fill this many microseconds, at least one per operand set."""
 
+LONG_FACTOR = 4
 MOST_LAUNCHES = 256
 WARM_UP = 2
 
@@ -55,9 +56,10 @@ class GpuTimed:
             runner.launch(index, stream.cuda_stream)
         timed.launches = sets
         timed._capture()
-        timed._replay_once()
-        # The first replay uploads the graph, so it is the second one that sizes a sample.
         one = timed._replay_once() * sets
+        if one < LONG_FACTOR * SAMPLE_US:
+            # The first replay uploads the graph, so it is the second one that sizes a sample.
+            one = timed._replay_once() * sets
         rounds = min(int(SAMPLE_US / max(one, 1.0)), max(1, MOST_LAUNCHES // sets))
         if rounds > 1:
             timed.launches = sets * rounds
@@ -98,6 +100,17 @@ class GpuTimed:
             finally:
                 graph.capture_end()
         self._graph = graph
+
+
+def one_launch(runner: Runner, stream: torch.cuda.Stream) -> float:
+    """Microseconds of a single launch outside a graph; short ones are mostly launch overhead."""
+    start, stop = (_event() for _ in range(2))
+    with torch.cuda.stream(stream):
+        start.record(stream)
+        runner.launch(1, stream.cuda_stream)
+        stop.record(stream)
+    stream.synchronize()
+    return 1e3 * float(start.elapsed_time(stop))
 
 
 def _event() -> torch.cuda.Event:

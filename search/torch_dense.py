@@ -9,7 +9,7 @@ from slidesparse.devices import Device, detect
 from slidesparse.errors import CandidateError
 from slidesparse.problem import DType, GemmProblem, Scales
 from slidesparse.search.backend import Availability, Backend, Effort, Runner
-from slidesparse.search.nvidia import alignment_refusal, fp8_refusal, needs_gpu
+from slidesparse.search.nvidia import alignment_refusal, fp8_refusal, needs_gpu, spell_sm
 
 if TYPE_CHECKING:
     import torch
@@ -41,8 +41,8 @@ class TorchDense(Backend):
                 return f"torch._int_mm refuses M={problem.m}, it takes more than 16 rows"
         elif problem.out is not DType.BF16 and self._rowwise_only(problem):
             return f"torch._scaled_mm row-wise gives bf16, not {problem.out}"
-        elif self._rowwise_only(problem) and detect(device).sm < ROWWISE_SM:
-            return "torch._scaled_mm row-wise needs SM 9.0"
+        elif self._rowwise_only(problem) and (sm := detect(device).sm) < ROWWISE_SM:
+            return f"torch._scaled_mm row-wise needs SM 9.0 or newer and this is {spell_sm(sm)}"
         return fp8_refusal(problem, device) or alignment_refusal(problem, ALIGNMENT, ALIGNMENT)
 
     def candidates(self, problem: GemmProblem, effort: Effort) -> list[Candidate]:

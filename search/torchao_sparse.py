@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from slidesparse.candidate import Candidate
@@ -9,7 +10,7 @@ from slidesparse.devices import Device, detect
 from slidesparse.errors import CandidateError
 from slidesparse.problem import DType, GemmProblem
 from slidesparse.search.backend import Availability, Backend, Effort, Runner
-from slidesparse.search.nvidia import alignment_refusal, needs_gpu
+from slidesparse.search.nvidia import alignment_refusal, needs_gpu, spell_sm
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +34,10 @@ class TorchaoSparse(Backend):
         if missing is not None:
             return missing
         try:
-            import torchao
+            with warnings.catch_warnings():
+                # torchao 0.18's own docstrings hold invalid escapes, which nobody here can mend.
+                warnings.simplefilter("ignore", SyntaxWarning)
+                import torchao
         except (ImportError, OSError) as error:
             return Availability(False, f"not installed ({error})", "pip install torchao")
         import torch
@@ -46,7 +50,7 @@ class TorchaoSparse(Backend):
         """Refuse everything but FP8 -> BF16 on Hopper."""
         sm = detect(device).sm
         if sm != SM:
-            return f"torchao's sparse FP8 kernel is for SM 9.0 and this is SM {sm // 10}.{sm % 10}"
+            return f"torchao's sparse FP8 kernel is for SM 9.0 and this is {spell_sm(sm)}"
         if problem.dtype is not DType.FP8 or problem.out is not DType.BF16:
             return f"torchao's sparse kernel gives fp8_e4m3->bf16, not {problem.dtype}->" + str(
                 problem.out

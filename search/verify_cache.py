@@ -8,10 +8,12 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from slidesparse.candidate import Failure, Measurement, ProblemResult
+from slidesparse.candidate import Candidate, Failure, ProblemResult
 from slidesparse.devices import Device
+from slidesparse.problem import GemmProblem
 from slidesparse.search.backend import Effort
 from slidesparse.search.driver import specs_for
+from slidesparse.search.messages import Race
 from slidesparse.search.stats import settled
 from slidesparse.search.strategy import OPEN_TIMEOUT, RACE_TIMEOUT, SCREEN_TIMEOUT
 from slidesparse.search.worker import Worker, WorkerDied, WorkerOutOfMemory, WorkerTimeout
@@ -67,20 +69,40 @@ def verify_entries(
     return verified
 
 
+def race_again(
+    worker: Worker, problem: GemmProblem, candidates: Sequence[Candidate], rounds: int = ROUNDS
+) -> tuple[Race, list[Candidate]] | Failure:
+    """Verify known candidates on fresh operands and race them in turn.
+
+    Args:
+        worker: that has their backends.
+        problem: that they run.
+        candidates: the first one must run; others that fail are left out.
+        rounds: samples of each.
+
+    Returns:
+        The race and who ran in it, or why the first one does not run any more.
+
+    Raises:
+        WorkerDied, WorkerTimeout, WorkerOutOfMemory: a candidate took the worker with it.
+    """
+    worker.call("open", problem, Effort.QUICK, timeout=OPEN_TIMEOUT)
+    outcomes = [worker.call("screen", c, timeout=SCREEN_TIMEOUT) for c in candidates]
+    if isinstance(outcomes[0], Failure):
+        return outcomes[0]
+    runs = [o.candidate for o in outcomes if not isinstance(o, Failure)]
+    return worker.call("race", runs, rounds, timeout=RACE_TIMEOUT), runs
+
+
 def _verify(worker: Worker, result: ProblemResult) -> VerifiedEntry:
-    winner = result.ranked[0]
-    key, stored = result.problem.key, winner.median_us
+    key, stored = result.problem.key, result.ranked[0].median_us
     try:
-        worker.call("open", result.problem, Effort.QUICK, timeout=OPEN_TIMEOUT)
-        outcomes = [
-            worker.call("screen", m.candidate, timeout=SCREEN_TIMEOUT) for m in result.ranked
-        ]
-        if isinstance(outcomes[0], Failure):
-            return VerifiedEntry(key, stored, None, False, f"now fails: {outcomes[0].reason}")
-        runs = [o.candidate for o in outcomes if isinstance(o, Measurement)]
-        race = worker.call("race", runs, ROUNDS, timeout=RACE_TIMEOUT)
+        again = race_again(worker, result.problem, [m.candidate for m in result.ranked])
     except (WorkerDied, WorkerTimeout, WorkerOutOfMemory) as error:
         return VerifiedEntry(key, stored, None, False, f"now fails: {error}")
+    if isinstance(again, Failure):
+        return VerifiedEntry(key, stored, None, False, f"now fails: {again.reason}")
+    race, runs = again
     medians = [statistics.median(samples) for samples in race.samples]
     best = min(range(len(runs)), key=medians.__getitem__)
     now = medians[0]

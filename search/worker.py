@@ -10,9 +10,11 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from slidesparse.devices import Device
@@ -142,15 +144,19 @@ class Worker:
         process = self._context.Process(
             target=_serve, args=(theirs, *self._start_arguments), daemon=True
         )
-        process.start()
+        _start_without_sigint(process)
         self._process = process
         theirs.close()
+        if self._cancelled:  # `cancel` sees the process, or this sees `cancel`.
+            self._bury_killed()
+            raise WorkerCancelled
         try:
             hello = self._receive(START_TIMEOUT)
         except (EOFError, OSError) as error:
-            raise SearchError(
-                f"the worker for {self.device} did not start: {self._bury()}"
-            ) from error
+            end = self._bury()
+            if self._cancelled:
+                raise WorkerCancelled from error
+            raise SearchError(f"the worker for {self.device} did not start: {end}") from error
         except WorkerTimeout as error:
             raise SearchError(
                 f"the worker for {self.device} did not start within {START_TIMEOUT:.0f} s"
@@ -164,8 +170,7 @@ class Worker:
     def _receive(self, timeout: float) -> _Reply:
         assert self._pipe is not None
         if not self._pipe.poll(timeout):
-            self._kill()
-            self._process = self._pipe = None
+            self._bury_killed()
             raise WorkerTimeout(f"no answer within {timeout:.0f} s")
         reply = self._pipe.recv()
         assert isinstance(reply, _Reply)
@@ -181,6 +186,10 @@ class Worker:
             process.join()
         return describe_exit(process.exitcode)
 
+    def _bury_killed(self) -> None:
+        self._kill()
+        self._process = self._pipe = None
+
     def _kill(self) -> None:
         if self._process is not None and self._process.is_alive():
             self._process.kill()
@@ -191,15 +200,40 @@ def describe_exit(code: int | None) -> str:
     """How a process ended, from its exit code: "killed by SIGSEGV", "exit code 3"."""
     if code is None:
         return "still running"
-    if code < 0:
+    if code >= 0:
+        return f"exit code {code}"
+    try:
         return f"killed by {signal.Signals(-code).name}"
-    return f"exit code {code}"
+    except ValueError:  # Most real-time signals have no name.
+        return f"killed by signal {-code}"
+
+
+def _start_without_sigint(process: multiprocessing.process.BaseProcess) -> None:
+    """Start a process that Ctrl-C does not reach, not even before its first line runs.
+
+    Ctrl-C goes to the whole process group; only the parent decides what to do about it. A child
+    inherits the signal mask of the thread that starts it.
+    """
+    # Starting its first process, multiprocessing starts this too and unblocks SIGINT after it.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent is gone, even in the middle of a candidate that hangs."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
 
 
 def _serve(pipe: Connection, device: Device, specs: Sequence[str], seed: int) -> None:
     """Answer requests until the parent closes the pipe or a fault makes the device unusable."""
-    # Ctrl-C reaches the whole process group; only the parent decides what to do about it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         from slidesparse.search.session import Session
 

@@ -124,7 +124,7 @@ class ProblemResult:
         failures: candidates that are out, and why.
         left_out: backends that do not support the problem, with their reason.
         tried: how many candidates were verified and timed.
-        tie: whether the first two are closer than the spread of their samples.
+        tie: whether the first two of the problem's own kind could not be told apart.
         effort: "quick", "normal" or "full".
         seed: of the random operands.
         seconds: wall time that the problem took.

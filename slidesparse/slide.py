@@ -81,7 +81,8 @@ def slide(w: torch.Tensor, pattern: Pattern) -> torch.Tensor:
         span = slice(STRIDE * window, STRIDE * window + WINDOW)
         here = left[:, :, span]
         taken = here & (here.cumsum(dim=2, dtype=torch.int8) <= 2)
-        out[:, :, window] = values[:, :, span] * taken
+        # Not a product with the mask: an infinite weight times zero is NaN.
+        out[:, :, window] = values[:, :, span].masked_fill(~taken, 0)
         left[:, :, span] &= ~taken
     flat = out.reshape(rows, -1)
     flat = torch.nn.functional.pad(flat, (0, pattern.expanded_k(k) - flat.shape[1]))

@@ -69,9 +69,12 @@ class LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Turn library errors into one line."""
+        """Turn library errors into one line, and Ctrl-C into one line and its own exit code."""
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            raise SystemExit(EXIT_INTERRUPTED) from None
         except SlideSparseError as error:
             kind = BadUsage if isinstance(error, UsageError) else FailedRun
             raise kind(str(error)) from error

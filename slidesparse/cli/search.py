@@ -10,7 +10,7 @@ import click
 
 from slidesparse.cli.main import EXIT_INTERRUPTED
 from slidesparse.cli.options import DTypeName, PatternList, TokenCounts
-from slidesparse.errors import UsageError
+from slidesparse.errors import CacheError, UsageError
 from slidesparse.pattern import Pattern, parse_patterns
 from slidesparse.problem import SEARCH_M, DType, GemmProblem, default_output, default_scales
 
@@ -100,25 +100,30 @@ def command(
     fingerprint = detect(devices[0])
     on_gpu = devices[0].is_gpu
     defaults = parse_patterns(GPU_PATTERNS if on_gpu else CPU_PATTERNS)
+    template = _template(dtype, out_dtype, scales)
+    _refuse_fp8(template, devices[0])
     items = layer_problems(
         spec,
         tp,
         tokens or (SEARCH_M if on_gpu else CPU_M),
         patterns or defaults,
-        _template(dtype, out_dtype, scales),
+        template,
     )
     options = SearchOptions(
         effort=Effort(effort),
         budget_s=budget,
         fresh=not resume,
-        backends=tuple(backends.split(",")) if backends else None,
+        backends=_names(backends),
         seed=seed,
     )
     cache = TuningCache(cache_dir, fingerprint)
+    unwritable = cache.unwritable_reason()
+    if unwritable and not dry_run:
+        raise CacheError(f"cannot write the tuning cache: {unwritable}")
+    search = Search([item.problem for item in items], devices, cache, options)
     console = make_console()
     if not quiet:
-        console.print(heading(spec, devices, fingerprint.name), soft_wrap=True)
-    search = Search([item.problem for item in items], devices, cache, options)
+        console.print(heading(spec, devices, fingerprint.name), soft_wrap=True, markup=False)
     if dry_run:
         _print_offers(search, json_path)
         return
@@ -134,6 +139,7 @@ def command(
             f"{len(outcome.found)} of {len(search.problems)} problems in {outcome.seconds:.1f} s, "
             f"seed {outcome.seed}; cache: {cache.directory}",
             soft_wrap=True,
+            markup=False,
         )
     _finish(outcome)
 
@@ -198,7 +204,7 @@ def _devices(device_name: str, gpus: str | None) -> list[Device]:
         devices = list(all_gpus()) or [select_device("cuda")]
     else:
         indices = gpus.split(",")
-        if not all(index.strip().isdigit() for index in indices):
+        if not all(index.strip().isdecimal() for index in indices):
             raise UsageError(f"--gpus {gpus!r} is neither 'all' nor indices such as 0,1")
         devices = list(dict.fromkeys(select_device(f"cuda:{int(index)}") for index in indices))
     first = detect(devices[0])
@@ -211,9 +217,29 @@ def _devices(device_name: str, gpus: str | None) -> list[Device]:
     return devices
 
 
+def _names(text: str | None) -> tuple[str, ...] | None:
+    """Comma-separated backends without repetitions; None for all."""
+    if text is None:
+        return None
+    return tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+
+
+def _refuse_fp8(template: GemmProblem, device: Device) -> None:
+    """Say once, before anything runs, that this GPU has no FP8."""
+    from slidesparse.search.nvidia import fp8_refusal
+
+    reason = fp8_refusal(template, device) if device.is_gpu else None
+    if reason is not None:
+        raise UsageError(f"{device} cannot run this search: {reason}")
+
+
 def _check_writable(path: Path | None) -> None:
-    if path is not None and not path.resolve().parent.is_dir():
+    if path is None:
+        return
+    if not path.resolve().parent.is_dir():
         raise UsageError(f"cannot write {path}: the folder {path.resolve().parent} does not exist")
+    if path.is_dir():
+        raise UsageError(f"cannot write {path}: it is a folder; name a file")
 
 
 def _run(search: Search, quiet: bool) -> Outcome:

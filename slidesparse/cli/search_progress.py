@@ -46,7 +46,7 @@ class ProgressListener(Listener):
                 TextColumn("{task.completed}/{task.total}"),
                 BarColumn(bar_width=24),
                 TimeRemainingColumn(),
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 console=self._console,
                 transient=True,
             )
@@ -80,7 +80,7 @@ class ProgressListener(Listener):
             if self._bar is not None and self._task is not None:
                 self._bar.advance(self._task)
         if found is None:
-            self._console.print(f"skipped {problem}: {reason}", soft_wrap=True)
+            self._console.print(f"skipped {problem}: {reason}", soft_wrap=True, markup=False)
 
     def _say(self, text: str) -> None:
         with self._lock:
@@ -92,7 +92,9 @@ class ProgressListener(Listener):
                 return
             self._last_line = now
             left = self._left(now)
-            self._console.print(f"{self._done}/{self._total} {text}{left}", soft_wrap=True)
+            self._console.print(
+                f"{self._done}/{self._total} {text}{left}", soft_wrap=True, markup=False
+            )
 
     def _left(self, now: float) -> str:
         if not self._done:

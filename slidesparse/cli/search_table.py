@@ -163,7 +163,8 @@ def _print_notes(record: SearchRecord, console: Console) -> None:
     results = [result for result, _ in record.results.values()]
     _print_failures(results, console)
     for problem, reason in record.skipped.items():
-        console.print(f"[yellow]skipped[/] {problem}: {reason}", soft_wrap=True)
+        console.print("[yellow]skipped[/] ", end="")
+        console.print(f"{problem}: {reason}", soft_wrap=True, markup=False)
 
 
 def default_gains(record: SearchRecord) -> list[str]:
@@ -194,9 +195,13 @@ def _print_failures(results: Iterable[ProblemResult], console: Console) -> None:
         for failure in result.failures:
             failed[failure.candidate.backend, failure.kind, failure.reason] += 1
     for (backend, reason), count in left_out.items():
-        console.print(f"left out: {backend} in {count} problems: {reason}", soft_wrap=True)
+        console.print(
+            f"left out: {backend} in {count} problems: {reason}", soft_wrap=True, markup=False
+        )
     for (backend, kind, reason), count in sorted(failed.items(), key=lambda kv: -kv[1])[:12]:
-        console.print(f"failed: {count} x {backend} ({kind}): {reason}", soft_wrap=True)
+        console.print(
+            f"failed: {count} x {backend} ({kind}): {reason}", soft_wrap=True, markup=False
+        )
     if len(failed) > 12:
         console.print(f"failed: {len(failed) - 12} more kinds, all in the file of --json")
 

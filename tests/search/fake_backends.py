@@ -1,7 +1,9 @@
 """Backends that misbehave for real, loaded by worker processes as "fake_backends:NAME"."""
 
 import ctypes
+import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +22,14 @@ def _segfault(index, stream):
 
 def _hang(index, stream):
     time.sleep(3600)
+
+
+def _exit(index, stream):
+    os._exit(3)
+
+
+def _killed(index, stream):
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _host_memory(index, stream):
@@ -44,6 +54,8 @@ def _unwritten(index, stream):
 
 LAUNCHES: dict[str, Callable[[int, int], None]] = {
     "segfault": _segfault,
+    "exit": _exit,
+    "killed": _killed,
     "hang": _hang,
     "host_memory": _host_memory,
     "device_memory": _device_memory,
@@ -71,7 +83,23 @@ class Misbehaving(CpuReference):
         launch = LAUNCHES.get(path)
         if path == "wrong":
             return self._off_by_one_element(problem, operands)
+        if path == "late_segfault":
+            return self._fails_in_the_race(problem, operands)
         return Runner(launch) if launch else super().prepare(problem, candidate, operands)
+
+    def _fails_in_the_race(self, problem, operands):
+        """Verified and screened it is right and the fastest; the third launch is one too many."""
+        good = super().prepare(problem, Candidate(self.name, {"path": "float32"}), operands)
+        launched = []
+
+        def launch(index, stream):
+            launched.append(index)
+            if len(launched) == 1:
+                good.launch(index, stream)
+            elif len(launched) > 2:
+                _segfault(index, stream)
+
+        return Runner(launch)
 
     def _off_by_one_element(self, problem, operands):
         good = super().prepare(problem, Candidate(self.name, {"path": "float32"}), operands)
@@ -84,7 +112,10 @@ class Misbehaving(CpuReference):
 
 
 class Slow(CpuReference):
-    """Twenty candidates that take 50 ms each; what was tried is appended to FAKE_LOG."""
+    """Candidates 0 to 19, of which 19 is the fastest and nothing comes near it.
+
+    What was tried is appended to FAKE_LOG; FAKE_STEP_MS says how far they are apart.
+    """
 
     name = "slow"
 
@@ -93,12 +124,63 @@ class Slow(CpuReference):
 
     def prepare(self, problem, candidate, operands):
         good = super().prepare(problem, candidate, operands)
+        step = float(os.environ.get("FAKE_STEP_MS", "3")) / 1e3
+        slowness = step * (20 - int(candidate.params["i"]))
 
         def launch(index, stream):
-            time.sleep(0.05)
+            time.sleep(slowness)
             good.launch(index, stream)
 
-        _log(f"{problem.m} {candidate.params['i']}")
+        _log(f"{problem.m}x{problem.n}x{problem.k} {candidate.params['i']}")
+        return Runner(launch)
+
+
+class SlowSlid(CpuSlid):
+    """Sparse ways that all lose against the CPU reference: the default by far, "better" less so."""
+
+    name = "slow-slid"
+
+    def candidates(self, problem, effort):
+        return [Candidate(self.name, {"path": "float32", "ms": ms}, True) for ms in (60, 20, 40)]
+
+    def prepare(self, problem, candidate, operands):
+        good = super().prepare(problem, candidate, operands)
+
+        def launch(index, stream):
+            time.sleep(int(candidate.params["ms"]) / 1e3)
+            good.launch(index, stream)
+
+        _log(f"{problem.m} {candidate.params['ms']}")
+        return Runner(launch)
+
+
+class NoNeighbours(CpuReference):
+    """A backend that dies with its process when it is asked for variations."""
+
+    name = "no-neighbours"
+
+    def neighbours(self, problem, candidate, effort):
+        os._exit(9)
+
+
+class Variations(CpuReference):
+    """One default and, as its variation, a faster one."""
+
+    name = "variations"
+
+    def candidates(self, problem, effort):
+        return [Candidate(self.name, {"path": "float32", "ms": 20})]
+
+    def neighbours(self, problem, candidate, effort):
+        return [Candidate(self.name, {"path": "float32", "ms": ms}) for ms in (0, 30)]
+
+    def prepare(self, problem, candidate, operands):
+        good = super().prepare(problem, candidate, operands)
+
+        def launch(index, stream):
+            time.sleep(int(candidate.params["ms"]) / 1e3)
+            good.launch(index, stream)
+
         return Runner(launch)
 
 
@@ -127,6 +209,21 @@ class BrokenImport(CpuSlid):
 
     def candidates(self, problem, effort):
         os._exit(7)
+
+
+class FailsToStart(CpuReference):
+    """A backend that cannot be made."""
+
+    def __init__(self):
+        raise OSError("libfake.so.1 cannot be loaded")
+
+
+class DiesAtStart(CpuReference):
+    """A backend that takes its process along when it is made in a worker."""
+
+    def __init__(self):
+        if multiprocessing.parent_process() is not None:
+            os._exit(5)
 
 
 def _log(line):

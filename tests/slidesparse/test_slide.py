@@ -1,0 +1,214 @@
+"""slide(W) @ lift(x) == W @ x exactly, every window 2:4, and a weight that breaks it is refused."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from slidesparse.errors import PatternError
+from slidesparse.pattern import DENSE, Pattern
+from slidesparse.slide import lift, prune_magnitude, slide
+
+FAMILY = [Pattern(2 * n - 2, 2 * n) for n in range(2, 10)]
+FLOATS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+NEGATIVE_ZERO = 0x80
+
+
+def generator(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def pruned_integers(pattern, rows, k, seed, top=100):
+    """An integer weight of the pattern, in float64 so that sums are exact."""
+    w = torch.randint(-top, top + 1, (rows, k), generator=generator(seed)).double()
+    return prune_magnitude(w, pattern)
+
+
+def nonzeros_per_window(slid):
+    return (slid.double() != 0).reshape(slid.shape[0], -1, 4).sum(dim=2)
+
+
+@given(
+    pattern=st.sampled_from(FAMILY),
+    rows=st.integers(1, 5),
+    m=st.integers(1, 7),
+    k=st.integers(1, 70),
+    seed=st.integers(0, 2**31),
+)
+@settings(max_examples=150)
+def test_the_reconstruction_is_exact(pattern, rows, m, k, seed):
+    w = pruned_integers(pattern, rows, k, seed)
+    x = torch.randint(-128, 128, (m, k), generator=generator(seed + 1)).double()
+    slid, lifted = slide(w, pattern), lift(x, pattern)
+    assert slid.shape == (rows, pattern.expanded_k(k))
+    assert lifted.shape == (m, pattern.expanded_k(k))
+    assert nonzeros_per_window(slid).max() <= 2
+    assert torch.equal(lifted @ slid.t(), x @ w.t())
+    # Every non-zero is placed exactly once: nothing is lost and nothing counts twice.
+    assert torch.equal((slid != 0).sum(dim=1), (w != 0).sum(dim=1))
+
+
+@pytest.mark.parametrize("pattern", FAMILY, ids=str)
+def test_every_arrangement_of_one_full_block_is_placed(pattern):
+    """All C(2N, 2) places of the two zeros: the greedy never fails."""
+    rows = []
+    for first in range(pattern.block):
+        for second in range(first + 1, pattern.block):
+            row = torch.arange(1.0, pattern.block + 1)
+            row[[first, second]] = 0
+            rows.append(row)
+    w = torch.stack(rows)
+    slid = slide(w, pattern)
+    assert nonzeros_per_window(slid).max() <= 2
+    assert torch.equal(lift(torch.eye(pattern.block), pattern) @ slid.t(), w.t())
+
+
+def test_the_greedy_puts_each_weight_where_the_paper_does():
+    w = torch.tensor([[1, 2, 0, 3, 4, 5, 6, 0], [0, 0, 1, 2, 3, 4, 5, 6]], dtype=torch.float32)
+    slid = slide(w, Pattern.parse("6:8"))
+    assert slid[:, :12].tolist() == [
+        [1, 2, 0, 0, 0, 3, 4, 0, 0, 5, 6, 0],
+        [0, 0, 1, 2, 0, 0, 3, 4, 0, 0, 5, 6],
+    ]
+    assert (slid[:, 12:] == 0).all()
+
+
+@pytest.mark.parametrize("pattern", FAMILY, ids=str)
+@pytest.mark.parametrize("k", [1, 7, 129, 200])
+def test_k_that_is_no_multiple_of_the_block(pattern, k, seed):
+    w = pruned_integers(pattern, 3, k, seed)
+    x = torch.randint(-128, 128, (7, k), generator=generator(seed)).double()
+    slid = slide(w, pattern)
+    assert slid.shape[1] == pattern.expanded_k(k)
+    assert slid.shape[1] % 32 == 0
+    assert torch.equal(lift(x, pattern) @ slid.t(), x @ w.t())
+
+
+@pytest.mark.parametrize("pattern", FAMILY, ids=str)
+def test_blocks_of_zeros_stay_zero(pattern, seed):
+    w = pruned_integers(pattern, 4, 5 * pattern.block, seed)
+    w[:, pattern.block : 3 * pattern.block] = 0
+    w[2] = 0
+    slid = slide(w, pattern)
+    width = 4 * pattern.windows
+    assert (slid[:, width : 3 * width] == 0).all()
+    assert (slid[2] == 0).all()
+    assert (slid[0] != 0).any()
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("pattern", ["2:4", "6:8", "16:18"])
+def test_float_dtypes_keep_their_values(dtype, pattern, seed):
+    pattern = Pattern.parse(pattern)
+    w = prune_magnitude(torch.randn(7, 129, generator=generator(seed)).to(dtype), pattern)
+    slid = slide(w, pattern)
+    assert slid.dtype is dtype
+    assert nonzeros_per_window(slid).max() <= 2
+    # The identity on the left reads every weight back, bit for bit.
+    back = lift(torch.eye(129, dtype=torch.float64), pattern) @ slid.double().t()
+    assert torch.equal(back.t(), w.double())
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "6:8", "16:18"])
+def test_int8_keeps_its_values(pattern, seed):
+    pattern = Pattern.parse(pattern)
+    w = pruned_integers(pattern, 7, 200, seed, top=127).to(torch.int8)
+    x = torch.randint(-128, 128, (5, 200), generator=generator(seed)).to(torch.int8)
+    slid, lifted = slide(w, pattern), lift(x, pattern)
+    assert slid.dtype is lifted.dtype is torch.int8
+    assert torch.equal(lifted.double() @ slid.double().t(), x.double() @ w.double().t())
+
+
+def test_int8_minus_128_is_a_weight_like_any_other():
+    w = torch.tensor([[-128, 0, 0, -128]], dtype=torch.int8)
+    assert slide(w, Pattern.parse("2:4"))[0, :4].tolist() == [-128, 0, 0, -128]
+    with pytest.raises(PatternError, match="holds 3 non-zeros"):
+        slide(torch.tensor([[-128, 1, 0, -128]], dtype=torch.int8), Pattern.parse("2:4"))
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "6:8", "16:18"])
+def test_fp8_keeps_its_bits(pattern, seed):
+    pattern = Pattern.parse(pattern)
+    w = prune_magnitude(torch.randn(7, 200, generator=generator(seed)), pattern)
+    w = (100 * w).to(torch.float8_e4m3fn)
+    slid = slide(w, pattern)
+    assert slid.dtype is torch.float8_e4m3fn
+    assert nonzeros_per_window(slid.float()).max() <= 2
+    back = lift(torch.eye(200, dtype=torch.float64), pattern) @ slid.double().t()
+    assert torch.equal(back.t(), w.double())
+
+
+def test_fp8_negative_zeros_count_as_zeros():
+    bits = torch.tensor([[0x38, NEGATIVE_ZERO, NEGATIVE_ZERO, 0xB8]], dtype=torch.uint8)
+    slid = slide(bits.view(torch.float8_e4m3fn), Pattern.parse("2:4"))
+    assert slid.view(torch.uint8)[0, :4].tolist() == [0x38, 0, 0, 0xB8]
+    full = torch.full((1, 8), NEGATIVE_ZERO, dtype=torch.uint8).view(torch.float8_e4m3fn)
+    assert (slide(full, Pattern.parse("6:8")).view(torch.uint8) == 0).all()
+
+
+def test_a_byte_of_0x80_is_a_weight_in_int8_but_not_in_fp8():
+    bits = torch.tensor([[NEGATIVE_ZERO] * 3 + [0]], dtype=torch.uint8)
+    with pytest.raises(PatternError, match="holds 3 non-zeros"):
+        slide(bits.view(torch.int8), Pattern.parse("2:4"))
+    assert (slide(bits.view(torch.float8_e4m3fn), Pattern.parse("2:4")).float() == 0).all()
+
+
+def test_infinite_weights_stay_in_their_place():
+    w = torch.tensor([[0, 0, float("inf"), 1, 2, 0]])
+    slid = slide(w, Pattern.parse("4:6"))
+    assert slid[0, :8].tolist() == [0, 0, float("inf"), 1, 0, 0, 2, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int8, torch.float8_e4m3fn], ids=str)
+def test_a_weight_that_breaks_the_pattern_is_refused_by_place(dtype):
+    w = torch.zeros(5, 40)
+    w[3, 16:23] = 1  # Seven in block 2 of row 3.
+    w[4, 0:8] = 1
+    with pytest.raises(PatternError) as caught:
+        slide(w.to(dtype), Pattern.parse("6:8"))
+    assert str(caught.value) == (
+        "row 3, block 2 (columns 16 to 23) holds 7 non-zeros, pattern 6:8 allows 6; "
+        "prune the weight first"
+    )
+
+
+def test_dense_is_returned_as_it_is(seed):
+    w = torch.randn(3, 7, generator=generator(seed))
+    assert slide(w, DENSE) is w
+    assert lift(w, DENSE) is w
+    assert prune_magnitude(w, DENSE) is w
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int8, torch.float8_e4m3fn], ids=str)
+def test_lift_pads_with_zeros_and_gathers_by_the_index(dtype, seed):
+    x = torch.randint(1, 100, (7, 13), generator=generator(seed)).float().to(dtype)
+    pattern = Pattern.parse("6:8")
+    lifted = lift(x, pattern).double()
+    index = pattern.lift_index(13)
+    for position, source in enumerate(index.tolist()):
+        wanted = torch.zeros(7).double() if source < 0 else x[:, source].double()
+        assert torch.equal(lifted[:, position], wanted), position
+
+
+@given(
+    pattern=st.sampled_from(FAMILY),
+    rows=st.integers(1, 4),
+    k=st.integers(1, 60),
+    seed=st.integers(0, 2**31),
+)
+@settings(max_examples=60)
+def test_pruning_keeps_the_largest(pattern, rows, k, seed):
+    w = torch.randn(rows, k, generator=generator(seed))
+    before = w.clone()
+    pruned = prune_magnitude(w, pattern)
+    assert torch.equal(w, before), "the input must not change"
+    assert pruned.shape == w.shape
+    for row in range(rows):
+        for start in range(0, k, pattern.block):
+            stop = min(start + pattern.block, k)
+            # A short last block is padded with zeros, which are the first to go.
+            dropped = max(0, 2 - (pattern.block - (stop - start)))
+            order = w[row, start:stop].abs().sort().indices
+            wanted = w[row, start:stop].clone()
+            wanted[order[:dropped]] = 0
+            assert torch.equal(pruned[row, start:stop], wanted), (row, start)
