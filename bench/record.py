@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from slidesparse import __version__
+from slidesparse.bench.workload import LayerProblem
 from slidesparse.candidate import ProblemResult, Provenance
 from slidesparse.devices import Fingerprint
 from slidesparse.errors import UsageError
@@ -29,6 +30,7 @@ SCHEMA_VERSION = 1
 CSV_COLUMNS = (
     "layer",
     "count",
+    "tokens",
     "m",
     "n",
     "k",
@@ -47,21 +49,6 @@ CSV_COLUMNS = (
     "error",
     "provenance",
 )
-
-
-@dataclass(frozen=True)
-class LayerProblem:
-    """A layer of the model at one M and pattern.
-
-    Args:
-        layer: with its name and how often the model has it.
-        tokens: of the batch; `problem.m` is smaller for routed experts.
-        problem: the GEMM that it is.
-    """
-
-    layer: LinearLayer
-    tokens: int
-    problem: GemmProblem
 
 
 @dataclass(frozen=True)
@@ -177,12 +164,12 @@ def _from_data(data: Mapping[str, Any]) -> SearchRecord:
         model=data["model"],
         tp=data["tp"],
         fingerprint=from_plain(Fingerprint, data["fingerprint"]),
-        settings=data["settings"],
-        seconds=data["seconds"],
+        settings=dict(data["settings"]),
+        seconds=float(data["seconds"]),
         interrupted=data["interrupted"],
         layers=tuple(
             LayerProblem(
-                LinearLayer(**item["layer"]),
+                from_plain(LinearLayer, item["layer"]),
                 item["tokens"],
                 from_plain(GemmProblem, item["problem"]),
             )
@@ -222,6 +209,7 @@ def _rows(record: SearchRecord, item: LayerProblem) -> Sequence[Sequence[object]
         [
             item.layer.name,
             item.layer.count,
+            item.tokens,
             problem.m,
             problem.n,
             problem.k,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
 import threading
@@ -181,8 +182,9 @@ class Search:
         except KeyboardInterrupt:
             self.outcome.interrupted = True
             self._cancel()
-            for thread in threads:
-                thread.join(timeout=10.0)
+            with contextlib.suppress(KeyboardInterrupt):  # A second Ctrl-C only hurries it.
+                for thread in threads:
+                    thread.join(timeout=10.0)
         self.outcome.seconds = round(time.monotonic() - start, 3)
         if self._error is not None:
             raise self._error
@@ -278,7 +280,7 @@ class Search:
             result = search.run()
         except (WorkerDied, WorkerTimeout, WorkerOutOfMemory) as error:
             raise ProblemSkipped(f"the worker could not be brought back ({error})") from error
-        self.cache.put(result)
+        self._file(result)
         journal.remove()
         return result
 
@@ -292,23 +294,32 @@ class Search:
         return now + (self._deadline - now) * len(self.devices) / max(self._left, 1)
 
     def _reusable(self, problem: GemmProblem) -> Found | None:
-        """A cached result that the same backends gave at this effort or a higher one."""
+        """A whole cached result that the same backends gave at this effort or a higher one."""
         hit = self.cache.get(problem)
         if hit is None:
             return None
         result, provenance = hit
         enough = _EFFORT_ORDER.index(result.effort) >= _EFFORT_ORDER.index(self._options.effort)
+        same = result.problem == problem and result.backends == self._kind(problem)
+        return Found(result, provenance) if same and enough and result.complete else None
+
+    def _kind(self, problem: GemmProblem) -> tuple[str, ...]:
+        """The backends of the problem's kind, sorted."""
         sparse = not problem.pattern.dense
-        wanted = {backend.name for backend in self._backends if backend.sparse is sparse}
-        ran = [m.candidate for m in result.ranked] + [f.candidate for f in result.failures]
-        took_part = {c.backend for c in ran if c.sparse is sparse} | set(result.left_out)
-        if result.problem != problem or not enough or took_part != wanted:
-            return None
-        return Found(result, provenance)
+        return tuple(sorted(b.name for b in self._backends if b.sparse is sparse))
 
     def _remembered(self, problem: GemmProblem) -> tuple[Failure, ...]:
         hit = self.cache.get(problem)
-        return hit[0].failures if hit is not None else ()
+        names = {backend.name for backend in self._backends}
+        failures = hit[0].failures if hit is not None else ()
+        return tuple(f for f in failures if f.candidate.backend in names)
+
+    def _file(self, result: ProblemResult) -> None:
+        """Keep a result, unless the cache knows the problem from more backends."""
+        hit = self.cache.get(result.problem)
+        known = set(hit[0].backends) if hit is not None and hit[0].complete else set()
+        if not known > set(result.backends):
+            self.cache.put(result)
 
     def _challengers(self, problem: GemmProblem) -> list[Candidate]:
         if problem.pattern.dense:

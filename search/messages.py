@@ -15,11 +15,13 @@ class Opening:
         candidates: to try, each backend's default first.
         defaults: keys of the candidates that a backend would have run unasked.
         left_out: backends that do not take part, with their reason.
+        backends: of the problem's kind, whether they take part or not, sorted.
     """
 
     candidates: tuple[Candidate, ...]
     defaults: tuple[str, ...]
     left_out: dict[str, str]
+    backends: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

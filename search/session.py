@@ -65,20 +65,32 @@ class Session:
         candidates: list[Candidate] = []
         defaults: list[str] = []
         left_out: dict[str, str] = {}
-        for backend in self._backends:
-            if backend.sparse is problem.pattern.dense:
-                continue
-            reason = self._refusal(backend, problem)
-            if reason is None:
-                try:
-                    found = backend.candidates(problem, effort)
-                    candidates += found
-                    defaults.append(found[0].key)
-                    continue
-                except CandidateError as error:
-                    reason = str(error)
-            left_out[backend.name] = reason
-        return Opening(tuple(candidates), tuple(defaults), left_out)
+        own = [b for b in self._backends if b.sparse is not problem.pattern.dense]
+        for backend in own:
+            found, reason = self._listed(backend, problem, effort)
+            if found:
+                candidates += found
+                defaults.append(found[0].key)
+            else:
+                left_out[backend.name] = reason
+        names = tuple(sorted(backend.name for backend in own))
+        return Opening(tuple(candidates), tuple(defaults), left_out, names)
+
+    def _listed(
+        self, backend: Backend, problem: GemmProblem, effort: Effort
+    ) -> tuple[list[Candidate], str]:
+        """The candidates of one backend, or why there are none."""
+        refused = self._refusal(backend, problem)
+        if refused is not None:
+            return [], refused
+        try:
+            return backend.candidates(problem, effort), "it has no candidates"
+        except CandidateError as error:
+            return [], str(error)
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except Exception as error:  # A library's own error classes; it costs that library only.
+            return [], f"listing its candidates failed: {type(error).__name__}: {error}"
 
     def open(self, problem: GemmProblem, effort: Effort) -> Opening:
         """Make the operands of `problem` and list its candidates."""

@@ -132,6 +132,8 @@ class ProblemSearch:
         self._known: dict[str, Candidate] = {}
         self._defaults: tuple[str, ...] = ()
         self._left_out: dict[str, str] = {}
+        self._backends: tuple[str, ...] = ()
+        self._complete = True
         self._started = time.monotonic()
         self._since_forget = 0
 
@@ -161,6 +163,7 @@ class ProblemSearch:
         except (WorkerDied, WorkerTimeout) as error:
             raise ProblemSkipped(f"the worker could not open it ({error})") from error
         self._left_out = opening.left_out
+        self._backends = opening.backends
         self._defaults = opening.defaults
         if not opening.candidates:
             reasons = "; ".join(f"{name}: {why}" for name, why in opening.left_out.items())
@@ -174,6 +177,7 @@ class ProblemSearch:
         outcome = self._outcomes.get(candidate.key)
         if outcome is None:
             if self._overdue() and self._measured():
+                self._complete = False
                 return None
             best = min((m.median_us for m in self._measured()), default=None)
             done, total = len(self._outcomes), len(self._known)
@@ -235,6 +239,7 @@ class ProblemSearch:
     def _bring_neighbours(self) -> bool:
         """Screen the variations of each backend's leaders; whether there were new ones."""
         if self._overdue():
+            self._complete = False
             return False
         leaders: dict[str, list[Candidate]] = {}
         for candidate in self._contenders():
@@ -289,6 +294,8 @@ class ProblemSearch:
 
     def _final(self, finalists: list[Candidate]) -> tuple[list[Measurement], bool]:
         """Race until the first two are told apart, or the rounds are spent."""
+        if not finalists:
+            raise ProblemSkipped(f"no candidate survives a race: {self._why()}")
         samples: dict[Candidate, list[float]] = {c: [] for c in finalists}
         attempts = 0
         while True:
@@ -417,6 +424,8 @@ class ProblemSearch:
             baseline=dense[0] if dense else None,
             failures=self._failures(),
             left_out=self._left_out,
+            backends=self._backends,
+            complete=self._complete,
             tried=len(self._outcomes),
             tie=tie,
             effort=self._effort.value,

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 
 from slidesparse.candidate import Candidate, Failure, ProblemResult
 from slidesparse.devices import Device
+from slidesparse.errors import SearchError
 from slidesparse.problem import GemmProblem
 from slidesparse.search.backend import Effort
 from slidesparse.search.driver import specs_for
 from slidesparse.search.messages import Race
 from slidesparse.search.stats import settled
 from slidesparse.search.strategy import OPEN_TIMEOUT, RACE_TIMEOUT, SCREEN_TIMEOUT
-from slidesparse.search.worker import Worker, WorkerDied, WorkerOutOfMemory, WorkerTimeout
+from slidesparse.search.worker import Worker
 
 ROUNDS = 30
 TOLERANCE = 0.02
@@ -84,7 +85,7 @@ def race_again(
         The race and who ran in it, or why the first one does not run any more.
 
     Raises:
-        WorkerDied, WorkerTimeout, WorkerOutOfMemory: a candidate took the worker with it.
+        SearchError: a candidate took the worker with it.
     """
     worker.call("open", problem, Effort.QUICK, timeout=OPEN_TIMEOUT)
     outcomes = [worker.call("screen", c, timeout=SCREEN_TIMEOUT) for c in candidates]
@@ -98,7 +99,7 @@ def _verify(worker: Worker, result: ProblemResult) -> VerifiedEntry:
     key, stored = result.problem.key, result.ranked[0].median_us
     try:
         again = race_again(worker, result.problem, [m.candidate for m in result.ranked])
-    except (WorkerDied, WorkerTimeout, WorkerOutOfMemory) as error:
+    except SearchError as error:
         return VerifiedEntry(key, stored, None, False, f"now fails: {error}")
     if isinstance(again, Failure):
         return VerifiedEntry(key, stored, None, False, f"now fails: {again.reason}")

@@ -24,7 +24,7 @@ START_TIMEOUT = 180.0
 """Seconds for a worker to import its libraries and open the device."""
 
 
-class WorkerDied(Exception):
+class WorkerDied(SearchError):
     """The worker ended without an answer.
 
     Args:
@@ -32,11 +32,11 @@ class WorkerDied(Exception):
     """
 
 
-class WorkerTimeout(Exception):
+class WorkerTimeout(SearchError):
     """The worker gave no answer in time and was killed."""
 
 
-class WorkerOutOfMemory(Exception):
+class WorkerOutOfMemory(SearchError):
     """The request needed more memory than the device has; the worker lives on."""
 
 

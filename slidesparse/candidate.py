@@ -123,6 +123,8 @@ class ProblemResult:
             for a dense problem, its own winner.
         failures: candidates that are out, and why.
         left_out: backends that do not support the problem, with their reason.
+        backends: of the problem's kind that took part or said why not, sorted.
+        complete: whether every candidate was tried; False if a budget cut the search short.
         tried: how many candidates were verified and timed.
         tie: whether the first two of the problem's own kind could not be told apart.
         effort: "quick", "normal" or "full".
@@ -137,6 +139,8 @@ class ProblemResult:
     baseline: Measurement | None = None
     failures: tuple[Failure, ...] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)
+    backends: tuple[str, ...] = ()
+    complete: bool = True
     tried: int = 0
     tie: bool = False
     effort: str = "normal"

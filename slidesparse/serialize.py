@@ -26,6 +26,7 @@ from pydantic import (
 from slidesparse.candidate import Candidate, Failure, Measurement, ProblemResult
 from slidesparse.devices import Fingerprint
 from slidesparse.errors import SlideSparseError
+from slidesparse.models import LinearLayer
 from slidesparse.pattern import Pattern
 from slidesparse.problem import DType, GemmProblem, Scales
 
@@ -64,7 +65,8 @@ def from_plain(cls: type[T], data: object) -> T:
     """Check `data` and build a `cls` from it.
 
     Args:
-        cls: Candidate, Measurement, Failure, GemmProblem, ProblemResult or Fingerprint.
+        cls: Candidate, Measurement, Failure, GemmProblem, ProblemResult, Fingerprint or
+            LinearLayer.
         data: what `to_plain` gave, usually after a trip through JSON.
 
     Raises:
@@ -227,6 +229,8 @@ class _ResultModel(_Model[ProblemResult]):
     baseline: _MeasurementModel | None
     failures: list[_FailureModel]
     left_out: dict[Name, Text]
+    backends: list[Name]
+    complete: bool
     tried: Count
     tie: bool
     effort: Literal["quick", "normal", "full"]
@@ -253,6 +257,8 @@ class _ResultModel(_Model[ProblemResult]):
             baseline=self.baseline.build() if self.baseline else None,
             failures=tuple(item.build() for item in self.failures),
             left_out=self.left_out,
+            backends=tuple(self.backends),
+            complete=self.complete,
             tried=self.tried,
             tie=self.tie,
             effort=self.effort,
@@ -289,6 +295,29 @@ class _FingerprintModel(_Model[Fingerprint]):
         )
 
 
+class _LayerModel(_Model[LinearLayer]):
+    name: Name
+    n: Positive
+    k: Positive
+    count: Positive
+    kind: Literal["dense", "shared", "expert"]
+    bias: bool
+    experts: Count
+    active: Count
+
+    def build(self) -> LinearLayer:
+        return LinearLayer(
+            self.name,
+            self.n,
+            self.k,
+            self.count,
+            self.kind,
+            self.bias,
+            self.experts,
+            self.active,
+        )
+
+
 _MODELS: dict[type[Any], type[_Model[Any]]] = {
     GemmProblem: _ProblemModel,
     Candidate: _CandidateModel,
@@ -296,4 +325,5 @@ _MODELS: dict[type[Any], type[_Model[Any]]] = {
     Failure: _FailureModel,
     ProblemResult: _ResultModel,
     Fingerprint: _FingerprintModel,
+    LinearLayer: _LayerModel,
 }

@@ -9,7 +9,8 @@ from types import ModuleType
 
 import pytest
 
-from slidesparse.bench.record import LayerProblem, SearchRecord, write_json
+from slidesparse.bench.record import SearchRecord, write_json
+from slidesparse.bench.workload import LayerProblem
 from slidesparse.candidate import Candidate, Measurement, ProblemResult, Provenance
 from slidesparse.devices import Fingerprint
 from slidesparse.models import LinearLayer

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from slidesparse.cli.main import EXIT_INTERRUPTED
-from slidesparse.cli.options import DTypeName, PatternList, TokenCounts
+from slidesparse.cli.options import DTypeName, PatternList, Seconds, TokenCounts
+from slidesparse.cli.target import select_devices
 from slidesparse.errors import CacheError, UsageError
 from slidesparse.pattern import Pattern, parse_patterns
 from slidesparse.problem import SEARCH_M, DType, GemmProblem, default_output, default_scales
 
 if TYPE_CHECKING:
-    from slidesparse.bench.record import LayerProblem, SearchRecord
+    from slidesparse.bench.record import SearchRecord
+    from slidesparse.bench.workload import LayerProblem
     from slidesparse.devices import Device
     from slidesparse.models import ModelSpec
     from slidesparse.search.driver import Outcome, Search, SearchOptions
@@ -49,12 +51,10 @@ CPU_M = (16, 64)
 @click.option(
     "--effort", type=click.Choice(["quick", "normal", "full"]), default="normal", show_default=True
 )
-@click.option(
-    "--budget", type=click.FloatRange(min=0, min_open=True), help="Seconds for everything."
-)
+@click.option("--budget", type=Seconds(), help="Seconds for everything.")
 @click.option("--resume/--fresh", default=True, help="Use what is cached or journalled. [resume]")
 @click.option(
-    "--seed", type=click.IntRange(min=0), help="Of the random operands; drawn unless told."
+    "--seed", type=click.IntRange(0, 2**31 - 1), help="Of the random operands; drawn unless told."
 )
 @click.option("--cache-dir", type=click.Path(path_type=Path), help="Where tuning results live.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write a result file.")
@@ -85,22 +85,26 @@ def command(
     """Find the fastest correct algorithm for every GEMM of a model and cache it for this GPU."""
     from slidesparse.models import load_model
 
+    # Whatever can be wrong with the input is found before torch is imported.
     for path in (json_path, csv_path):
         _check_writable(path)
     spec = load_model(model)
     spec.linears(tp)
+    template = _template(dtype, out_dtype, scales)
+    wanted = _backends(backends)
 
+    from slidesparse.bench.workload import layer_problems
     from slidesparse.cache import TuningCache
     from slidesparse.cli.console import make_console
+    from slidesparse.cli.search_notes import heading, notes
     from slidesparse.devices import detect
     from slidesparse.search.backend import Effort
     from slidesparse.search.driver import Search, SearchOptions
 
-    devices = _devices(device_name, gpus)
+    devices = select_devices(device_name, gpus)
     fingerprint = detect(devices[0])
     on_gpu = devices[0].is_gpu
     defaults = parse_patterns(GPU_PATTERNS if on_gpu else CPU_PATTERNS)
-    template = _template(dtype, out_dtype, scales)
     _refuse_fp8(template, devices[0])
     items = layer_problems(
         spec,
@@ -113,7 +117,7 @@ def command(
         effort=Effort(effort),
         budget_s=budget,
         fresh=not resume,
-        backends=_names(backends),
+        backends=wanted,
         seed=seed,
     )
     cache = TuningCache(cache_dir, fingerprint)
@@ -123,7 +127,8 @@ def command(
     search = Search([item.problem for item in items], devices, cache, options)
     console = make_console()
     if not quiet:
-        console.print(heading(spec, devices, fingerprint.name), soft_wrap=True, markup=False)
+        for line in (heading(spec.name, devices, fingerprint.name), *notes(items, cache)):
+            console.print(line, soft_wrap=True, markup=False)
     if dry_run:
         _print_offers(search, json_path)
         return
@@ -144,47 +149,6 @@ def command(
     _finish(outcome)
 
 
-def layer_problems(
-    spec: ModelSpec,
-    tp: int,
-    tokens: tuple[int, ...],
-    patterns: tuple[Pattern, ...],
-    template: GemmProblem,
-) -> tuple[LayerProblem, ...]:
-    """Every (layer, M, pattern) of a model as a GEMM problem like `template`, dense always first.
-
-    A routed expert sees its mean share of the tokens. A bias is left out: the search compares
-    GEMMs, and no backend is slower or faster for adding one vector.
-    """
-    from dataclasses import replace
-
-    from slidesparse.bench.record import LayerProblem
-    from slidesparse.pattern import DENSE
-
-    every = dict.fromkeys((DENSE, *patterns))
-    return tuple(
-        LayerProblem(
-            layer,
-            m,
-            replace(template, m=layer.rows(m), n=layer.n, k=layer.k, pattern=pattern),
-        )
-        for layer in spec.linears(tp)
-        for pattern in every
-        for m in tokens
-    )
-
-
-def heading(spec: ModelSpec, devices: list[Device], name: str) -> str:
-    """The first line: what is searched where; on a CPU it says what that means."""
-    if devices[0].is_gpu:
-        many = f"{len(devices)} x " if len(devices) > 1 else ""
-        return f"Searching {spec.name} on {many}{name}"
-    return (
-        f"No GPU in use: searching {spec.name} on the CPU ({name}) with reference backends and "
-        "small defaults. These figures say nothing about a GPU and are filed apart."
-    )
-
-
 def _template(dtype: DType, out_dtype: str | None, scales: str | None) -> GemmProblem:
     from slidesparse.problem import Scales
 
@@ -193,35 +157,16 @@ def _template(dtype: DType, out_dtype: str | None, scales: str | None) -> GemmPr
     return GemmProblem(m=1, n=1, k=1, dtype=dtype, out=out, scales=mode)
 
 
-def _devices(device_name: str, gpus: str | None) -> list[Device]:
-    from slidesparse.devices import all_gpus, detect, select_device
-
-    if gpus is None:
-        return [select_device(device_name)]
-    if device_name not in {"auto", "cuda"}:
-        raise UsageError(f"--gpus {gpus} and --device {device_name} exclude each other")
-    if gpus == "all":
-        devices = list(all_gpus()) or [select_device("cuda")]
-    else:
-        indices = gpus.split(",")
-        if not all(index.strip().isdecimal() for index in indices):
-            raise UsageError(f"--gpus {gpus!r} is neither 'all' nor indices such as 0,1")
-        devices = list(dict.fromkeys(select_device(f"cuda:{int(index)}") for index in indices))
-    first = detect(devices[0])
-    for device in devices[1:]:
-        different = first.differences(detect(device))
-        if different:
-            raise UsageError(
-                f"{devices[0]} and {device} differ ({different[0]}); search them one at a time"
-            )
-    return devices
-
-
-def _names(text: str | None) -> tuple[str, ...] | None:
-    """Comma-separated backends without repetitions; None for all."""
+def _backends(text: str | None) -> tuple[str, ...] | None:
+    """Comma-separated backends without repetitions, each of them known; None for all."""
     if text is None:
         return None
-    return tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+    from slidesparse.search.backends import load_backend
+
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+    for name in names:
+        load_backend(name)
+    return names
 
 
 def _refuse_fp8(template: GemmProblem, device: Device) -> None:
@@ -265,7 +210,10 @@ def _print_offers(search: Search, json_path: Path | None) -> None:
             }
             for problem, offer in offers.items()
         ]
-        json_path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        try:
+            json_path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"cannot write {json_path}: {error.strerror}") from error
     for problem, offer in offers.items():
         counts: dict[str, int] = {}
         for candidate in offer.candidates:

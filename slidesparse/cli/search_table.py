@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from slidesparse.bench.record import LayerProblem, SearchRecord
+    from slidesparse.bench.record import SearchRecord
+    from slidesparse.bench.workload import LayerProblem
 
 _MARK = {Provenance.MEASURED: "", Provenance.CACHED: "*", Provenance.BUNDLED: "+"}
 _LEGEND = {Provenance.CACHED: "* from the cache", Provenance.BUNDLED: "+ from the bundled cache"}
@@ -173,7 +174,7 @@ def default_gains(record: SearchRecord) -> list[str]:
     for result, _ in record.results.values():
         for default in result.defaults:
             backend = default.candidate.backend
-            best = next(m for m in result.ranked if m.candidate.backend == backend)
+            best = next((m for m in result.ranked if m.candidate.backend == backend), default)
             ratios.setdefault(backend, []).append(default.median_us / best.median_us)
     lines = []
     for backend, values in ratios.items():

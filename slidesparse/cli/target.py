@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from slidesparse.errors import UsageError
+
 if TYPE_CHECKING:
     from slidesparse.cache import TuningCache
     from slidesparse.devices import Device
@@ -39,3 +41,37 @@ def open_cache(device: str, cache_dir: Path | None) -> tuple[Device, TuningCache
 
     selected = select_device(device)
     return selected, TuningCache(cache_dir, detect(selected))
+
+
+def select_devices(device_name: str, gpus: str | None) -> list[Device]:
+    """The devices that --device and --gpus name: one worker each, all of one Fingerprint.
+
+    Args:
+        device_name: auto, cpu, cuda or cuda:INDEX.
+        gpus: "all" or comma-separated indices; None for the one device.
+
+    Raises:
+        UsageError: a spelling is wrong, both are given, or the GPUs differ.
+        DeviceError: a device is not there.
+    """
+    from slidesparse.devices import all_gpus, detect, select_device
+
+    if gpus is None:
+        return [select_device(device_name)]
+    if device_name not in {"auto", "cuda"}:
+        raise UsageError(f"--gpus {gpus} and --device {device_name} exclude each other")
+    if gpus == "all":
+        devices = list(all_gpus()) or [select_device("cuda")]
+    else:
+        indices = gpus.split(",")
+        if not all(index.strip().isdecimal() for index in indices):
+            raise UsageError(f"--gpus {gpus!r} is neither 'all' nor indices such as 0,1")
+        devices = list(dict.fromkeys(select_device(f"cuda:{int(index)}") for index in indices))
+    first = detect(devices[0])
+    for device in devices[1:]:
+        different = first.differences(detect(device))
+        if different:
+            raise UsageError(
+                f"{devices[0]} and {device} differ ({different[0]}); search them one at a time"
+            )
+    return devices

@@ -141,7 +141,7 @@ class SlowSlid(CpuSlid):
     name = "slow-slid"
 
     def candidates(self, problem, effort):
-        return [Candidate(self.name, {"path": "float32", "ms": ms}, True) for ms in (60, 20, 40)]
+        return [Candidate(self.name, {"path": "float32", "ms": ms}, True) for ms in (100, 20, 80)]
 
     def prepare(self, problem, candidate, operands):
         good = super().prepare(problem, candidate, operands)

@@ -180,8 +180,8 @@ def test_challengers_race_on_the_pruned_weight_and_are_the_baseline(in_process, 
     assert result.baseline.candidate == dense
     assert result.ranked[0].candidate == dense
     sparse = [m.candidate.params["ms"] for m in result.ranked if m.candidate.sparse]
-    assert sparse == [20, 60], "the best and the default"
-    assert [m.candidate.params["ms"] for m in result.defaults] == [60]
+    assert sparse == [20, 100], "the best and the default"
+    assert [m.candidate.params["ms"] for m in result.defaults] == [100]
     assert {m.samples for m in result.ranked} == {15}
     # Verified against the reference of the pruned weight, which an unpruned one would fail.
     assert result.baseline.error < 6e-3
