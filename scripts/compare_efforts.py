@@ -29,6 +29,13 @@ def winner(result: ProblemResult) -> Candidate:
     return next(m.candidate for m in result.ranked if m.candidate.sparse is sparse)
 
 
+def comparable(one: ProblemResult, other: ProblemResult) -> bool:
+    """Whether both searches went through all candidates of the problem and found one."""
+    sparse = not one.problem.pattern.dense
+    found = all(any(m.candidate.sparse is sparse for m in r.ranked) for r in (one, other))
+    return found and one.complete and other.complete
+
+
 def compare(worker: Worker, one: ProblemResult, other: ProblemResult) -> dict[str, Any]:
     """Race both winners; "ratio" is the first one's time over the other's."""
     problem, pair = one.problem, [winner(one), winner(other)]
@@ -52,7 +59,12 @@ def main() -> None:
     first, other = read_json(arguments.first), read_json(arguments.other)
     device = select_device()
     worker = Worker(device, specs_for(None, device), SEED)
-    shared = [problem for problem in first.results if problem in other.results]
+    shared = [
+        problem
+        for problem in first.results
+        if problem in other.results
+        and comparable(first.results[problem][0], other.results[problem][0])
+    ]
     try:
         rows = [
             compare(worker, first.results[problem][0], other.results[problem][0])

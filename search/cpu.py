@@ -43,10 +43,13 @@ class CpuReference(Backend):
         return None
 
     def candidates(self, problem: GemmProblem, effort: Effort) -> list[Candidate]:
-        """torch._int_mm for INT8, a float32 and a bfloat16 product for FP8."""
+        """torch._int_mm for INT8, a float32 product for FP8, for BF16 output a bfloat16 one too."""
         if problem.dtype is DType.INT8:
             return [self._candidate("int_mm")]
-        return [self._candidate("float32"), self._candidate("bfloat16")]
+        found = [self._candidate("float32")]
+        if problem.out is DType.BF16:
+            found.append(self._candidate("bfloat16"))
+        return found
 
     def prepare(self, problem: GemmProblem, candidate: Candidate, operands: Operands) -> Runner:
         """Widen the weight once, as a checkpoint loader would, and bind the buffers."""

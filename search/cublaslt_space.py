@@ -109,9 +109,12 @@ def _clusters(matmul: Matmul, algo: npt.NDArray[Any]) -> Iterator[bytes]:
     """One tile with each cluster; a tile that no common cluster suits is given up early."""
     common = [c for c in lt.ClusterShape if _shape(c) in COMMON_CLUSTERS]
     passed = list(_with_clusters(matmul, algo, common))
-    if passed:
-        yield from passed
-        yield from _with_clusters(matmul, algo, [c for c in lt.ClusterShape if c not in common])
+    if not passed:
+        return
+    rest = [c for c in lt.ClusterShape if c not in common]
+    passed += _with_clusters(matmul, algo, rest)
+    # A kernel without clusters lets every shape through, also those that no GPU has.
+    yield from passed if len(passed) < len(lt.ClusterShape) else passed[:1]
 
 
 def _with_clusters(

@@ -133,7 +133,7 @@ class Search:
         self._lock = threading.Condition()
         self._open_groups = len(self._groups)
         self._workers: list[Worker] = []
-        self._left = len(self._problems)
+        self._left = sum(map(_weight, self._problems))
         self._error: BaseException | None = None
 
     @property
@@ -252,7 +252,7 @@ class Search:
             except OutOfTime:
                 reason = f"the budget of {self._options.budget_s:g} s is spent"
         with self._lock:
-            self._left -= 1
+            self._left -= _weight(problem)
             if found is not None:
                 self.outcome.found[problem] = found
             else:
@@ -260,7 +260,7 @@ class Search:
         self._listener.finished(problem, found, reason)
 
     def _search(self, worker: Worker, problem: GemmProblem) -> ProblemResult:
-        deadline = self._share()
+        deadline = self._share(problem)
         self._listener.started(problem, worker.device)
         journal = Journal(self.cache.journal_directory, problem)
         if self._options.fresh:
@@ -284,14 +284,15 @@ class Search:
         journal.remove()
         return result
 
-    def _share(self) -> float | None:
-        """When this problem should be through: an equal share of the time that is left."""
+    def _share(self, problem: GemmProblem) -> float | None:
+        """When this problem should be through: its share of the time that is left, by weight."""
         if self._deadline is None:
             return None
         now = time.monotonic()
         if now >= self._deadline:
             raise OutOfTime
-        return now + (self._deadline - now) * len(self.devices) / max(self._left, 1)
+        part = _weight(problem) / max(self._left, _weight(problem))
+        return now + (self._deadline - now) * min(1.0, part * len(self.devices))
 
     def _reusable(self, problem: GemmProblem) -> Found | None:
         """A whole cached result that the same backends gave at this effort or a higher one."""
@@ -351,6 +352,11 @@ def with_baselines(problems: Sequence[GemmProblem]) -> list[GemmProblem]:
     """The problems, each preceded by its dense form, without repetitions."""
     both = ((problem.on_dense(), problem) for problem in problems)
     return list(dict.fromkeys(p for pair in both for p in pair))
+
+
+def _weight(problem: GemmProblem) -> float:
+    """How much time a problem wants next to others: about one more per TFLOP of a launch."""
+    return 1.0 + problem.flops / 1e12
 
 
 def _groups(problems: Sequence[GemmProblem], dense: bool) -> list[list[GemmProblem]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -116,8 +117,8 @@ class Session:
 
         Args:
             candidate: to try.
-            patience_us: a candidate whose single launch takes longer than this is out of the
-                question: that one launch is its measurement, and it is not made ready to race.
+            patience_us: a candidate that takes longer than this in its first sample is out of the
+                question: that sample is its measurement, and it is not made ready to race.
         """
         operands = self._need_operands()
         backend = self._by_name.get(candidate.backend)
@@ -133,14 +134,15 @@ class Session:
         if wrong is not None:
             return Failure(candidate, "wrong", wrong)
         timed: Timed
+        patience = math.inf if patience_us is None else patience_us
         if self._stream is None:
             timed = CpuTimed(runner)
-        elif patience_us is not None and (
-            (glance := one_launch(runner, self._stream)) > max(patience_us, GLANCE_US)
-        ):
+        elif (glance := one_launch(runner, self._stream)) > max(patience, GLANCE_US):
             return self._measurement(candidate, check, [glance], runner)
         else:
-            timed = GpuTimed.make(runner, operands.sets, self._stream)
+            timed, first = GpuTimed.make(runner, operands.sets, self._stream, patience)
+            if first > patience:
+                return self._measurement(candidate, check, [first], runner, timed)
         for _ in range(SCREEN_SAMPLES if self._stream else 1):
             timed.enqueue()
         samples = timed.collect()

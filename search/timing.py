@@ -49,14 +49,24 @@ class GpuTimed:
     _events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = field(default_factory=list)
 
     @classmethod
-    def make(cls, runner: Runner, sets: int, stream: torch.cuda.Stream) -> GpuTimed:
-        """Warm the runner up, size a sample, and capture it in a CUDA graph if it allows that."""
+    def make(
+        cls, runner: Runner, sets: int, stream: torch.cuda.Stream, patience_us: float
+    ) -> tuple[GpuTimed, float]:
+        """Warm the runner up, size a sample and capture it in a CUDA graph.
+
+        Returns:
+            The samples' source and a first time in microseconds; a runner whose first time is
+            over `patience_us` keeps its short first sample.
+        """
         timed = cls(runner, sets, stream)
         for index in range(min(sets, WARM_UP)):
             runner.launch(index, stream.cuda_stream)
         timed.launches = sets
         timed._capture()
-        one = timed._replay_once() * sets
+        first = timed._replay_once()
+        if first > patience_us:
+            return timed, first
+        one = first * sets
         if one < LONG_FACTOR * SAMPLE_US:
             # The first replay uploads the graph, so it is the second one that sizes a sample.
             one = timed._replay_once() * sets
@@ -65,7 +75,7 @@ class GpuTimed:
             timed.launches = sets * rounds
             timed._capture()
             timed._replay_once()
-        return timed
+        return timed, first
 
     def enqueue(self) -> None:
         """Start one sample: all launches between two events."""
