@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -25,10 +27,25 @@ REDUCTIONS = (int(lt.ReductionScheme.COMPUTE_TYPE), int(lt.ReductionScheme.OUTPU
 COMMON_CLUSTERS = ("1x1x1", "2x1x1", "1x2x1", "2x2x1", "4x1x1", "1x4x1")
 
 
-def enumerate_space(handle: Handle, problem: GemmProblem, fast: bool) -> Iterator[bytes]:
-    """Every algorithm id with every tile, stage and cluster shape that the library accepts.
+MOST_CTAS = 8
+"""Clusters of more thread blocks are left to the full enumeration: few kernels gain from them."""
+
+SHORT_LIST = 16
+"""An algorithm with at most this many tiles has them all tried as variations of each other."""
+
+
+def enumerate_space(
+    handle: Handle, problem: GemmProblem, fast: bool, every_cluster: bool
+) -> Iterator[bytes]:
+    """Every algorithm id with every tile and stage that the library accepts.
 
     Custom option, split-K and swizzle stay at their default; `vary` opens them for the best.
+
+    Args:
+        handle: of the library.
+        problem: that they are for.
+        fast: whether FP8 products accumulate fast.
+        every_cluster: each tile with every cluster shape, or with the first that suits it.
     """
     matmul = _checked_matmul(handle, problem, fast)
     for algo_id in _ids(matmul, problem):
@@ -40,7 +57,10 @@ def enumerate_space(handle: Handle, problem: GemmProblem, fast: bool) -> Iterato
         for tile in tiles:
             for stage in stages:
                 if _configure(algo, {Config.TILE_ID: tile, Config.STAGES_ID: stage}):
-                    yield from _clusters(matmul, algo)
+                    if every_cluster:
+                        yield from _clusters(matmul, algo)
+                    else:
+                        yield from itertools.islice(_with_clusters(matmul, algo, _common()), 1)
 
 
 def vary(
@@ -53,21 +73,22 @@ def vary(
         problem: that they are for.
         fast: whether FP8 products accumulate fast.
         algo: to vary.
-        wide: also combine clusters with custom options.
+        wide: also combine the common clusters with custom options.
     """
     matmul = _checked_matmul(handle, problem, fast)
     base = as_algo(algo)
     most_custom = (_capability(base, Cap.CUSTOM_OPTION_MAX, 1) or [0])[0]
     customs = range(min(most_custom, MOST_CUSTOM) + 1)
-    clusters = [int(c) for c in lt.ClusterShape if _shape(c) in COMMON_CLUSTERS]
+    clusters = [int(c) for c in lt.ClusterShape if 0 < _ctas(c) <= MOST_CTAS]
     changes: list[dict[int, int]] = [{Config.CUSTOM_OPTION: custom} for custom in customs]
     changes += [{Config.CLUSTER_SHAPE_ID: cluster} for cluster in clusters]
     if wide:
         changes += [
             {Config.CLUSTER_SHAPE_ID: cluster, Config.CUSTOM_OPTION: custom}
-            for cluster in clusters
+            for cluster in _common()
             for custom in customs
         ]
+    changes += _tiles(base)
     if (_capability(base, Cap.CTA_SWIZZLING_SUPPORT, 1) or [0])[0]:
         changes.append({Config.CTA_SWIZZLING: 1 - read_config(algo, Config.CTA_SWIZZLING)})
     if (_capability(base, Cap.SPLITK_SUPPORT, 1) or [0])[0] and problem.m <= problem.n:
@@ -81,6 +102,15 @@ def accepted(
     """Those of some algorithms that the library accepts for a problem, without repetitions."""
     matmul = _checked_matmul(handle, problem, fast)
     return [algo for algo in dict.fromkeys(algorithms) if _passes(matmul, algo)]
+
+
+def _tiles(algo: npt.NDArray[Any]) -> list[dict[int, int]]:
+    """The other tiles and stages of an algorithm, if it has few."""
+    tiles = _capability(algo, Cap.TILE_IDS, MOST_LISTED)
+    if len(tiles) > SHORT_LIST:
+        return []
+    stages = _capability(algo, Cap.STAGES_IDS, MOST_LISTED)
+    return [{Config.TILE_ID: t, Config.STAGES_ID: s} for t in tiles for s in stages]
 
 
 def _splits(algo: npt.NDArray[Any]) -> list[dict[int, int]]:
@@ -107,11 +137,11 @@ def _accepted(matmul: Matmul, algo: bytes, changes: Iterable[dict[int, int]]) ->
 
 def _clusters(matmul: Matmul, algo: npt.NDArray[Any]) -> Iterator[bytes]:
     """One tile with each cluster; a tile that no common cluster suits is given up early."""
-    common = [c for c in lt.ClusterShape if _shape(c) in COMMON_CLUSTERS]
+    common = _common()
     passed = list(_with_clusters(matmul, algo, common))
     if not passed:
         return
-    rest = [c for c in lt.ClusterShape if c not in common]
+    rest = [int(c) for c in lt.ClusterShape if c not in common]
     passed += _with_clusters(matmul, algo, rest)
     # A kernel without clusters lets every shape through, also those that no GPU has.
     yield from passed if len(passed) < len(lt.ClusterShape) else passed[:1]
@@ -128,8 +158,18 @@ def _with_clusters(
             yield varied
 
 
+def _common() -> list[int]:
+    return [int(c) for c in lt.ClusterShape if _shape(c) in COMMON_CLUSTERS]
+
+
 def _shape(cluster: lt.ClusterShape) -> str:
     return str(cluster.name).split("_", 1)[1]
+
+
+def _ctas(cluster: lt.ClusterShape) -> int:
+    """Thread blocks in a cluster of this shape; 0 for "automatic"."""
+    sides = _shape(cluster).split("x")
+    return math.prod(map(int, sides)) if len(sides) > 1 else 0
 
 
 def _checked_matmul(handle: Handle, problem: GemmProblem, fast: bool) -> Matmul:
