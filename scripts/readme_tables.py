@@ -1,4 +1,4 @@
-"""Write the figures of README.md from the committed result files.
+"""Write the figures of README.md and docs/ from the committed result files.
 
 Each block between <!-- table: NAME --> and <!-- end table --> is replaced. With --check nothing is
 written and the exit code is 1 if a block is not what the result files say.
@@ -7,14 +7,17 @@ written and the exit code is 1 if a block is not what the result files say.
 from __future__ import annotations
 
 import argparse
+import io
+import json
 import re
 import sys
 from pathlib import Path
 
 from slidesparse.bench.record import SearchRecord, read_json
-from slidesparse.cli.search_table import patterns_of, planned_total, totals
+from slidesparse.cli.search_table import patterns_of, planned_total, print_record, totals
 
 ROOT = Path(__file__).resolve().parent.parent
+PAGES = ("README.md", "docs/search.md")
 RESULTS = ROOT / "bench" / "results" / "nvidia-h200"
 BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end table -->)", re.DOTALL)
 
@@ -65,30 +68,63 @@ def source_line(record: SearchRecord) -> str:
     )
 
 
+def output(record: SearchRecord) -> str:
+    """What the search printed at its end, made again from its result file."""
+    from rich.console import Console
+
+    text = io.StringIO()
+    print_record(record, Console(file=text, width=118, highlight=False))
+    lines = (line.rstrip() for line in text.getvalue().splitlines())
+    return "\n".join(["```", *lines, "```"])
+
+
+def efforts_line(path: Path) -> str:
+    """What the comparison of two efforts found, as one list item."""
+    data = json.loads(path.read_text(encoding="utf-8"))
+    name = path.stem.removeprefix("effort-")
+    short, long = data["efforts"]
+    return (
+        f"* {name}: {short} took {data['seconds'][0]:.0f} s, {long} {data['seconds'][1]:.0f} s for "
+        f"{data['problems']} problems; raced in turn, {data['within_2_percent']} winners of "
+        f"{short} are within 2 % of those of {long}, the worst is "
+        f"{100 * data['worst_ratio'] - 100:.1f} % slower (commit {data['commit'][:12]})"
+    )
+
+
 def render(text: str) -> str:
-    """README.md with every block made anew."""
+    """A page with every block made anew."""
 
     def block(match: re.Match[str]) -> str:
-        record = read_json(RESULTS / f"{match[2]}.json")
-        return f"{match[1]}{totals_table(record)}\n{match[3]}"
+        name = match[2]
+        if name == "efforts":
+            made = "\n".join(map(efforts_line, sorted(RESULTS.glob("effort-*.json"))))
+        elif name.startswith("output-"):
+            made = output(read_json(RESULTS / f"{name.removeprefix('output-')}.json"))
+        else:
+            made = totals_table(read_json(RESULTS / f"{name}.json"))
+        return f"{match[1]}{made}\n{match[3]}"
 
     return BLOCK.sub(block, text)
 
 
 def main() -> int:
-    """Write or check README.md."""
+    """Write or check the pages."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing, compare")
     arguments = parser.parse_args()
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    made = render(text)
-    if arguments.check:
-        if made != text:
-            print("README.md is not what bench/results says; run python scripts/readme_tables.py")
-        return int(made != text)
-    readme.write_text(made, encoding="utf-8")
-    return 0
+    stale = False
+    for page in PAGES:
+        path = ROOT / page
+        text = path.read_text(encoding="utf-8")
+        made = render(text)
+        if made == text:
+            continue
+        stale = True
+        if arguments.check:
+            print(f"{page} is not what bench/results says; run python scripts/readme_tables.py")
+        else:
+            path.write_text(made, encoding="utf-8")
+    return int(stale and arguments.check)
 
 
 if __name__ == "__main__":

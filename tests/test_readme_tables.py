@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from slidesparse.bench.record import SearchRecord, write_json
+from slidesparse.bench.record import SearchRecord, read_json, write_json
 from slidesparse.bench.workload import LayerProblem
+from slidesparse.cache import TuningCache
 from slidesparse.candidate import Candidate, Measurement, ProblemResult, Provenance
 from slidesparse.devices import Fingerprint
 from slidesparse.models import LinearLayer
 from slidesparse.pattern import Pattern
 from slidesparse.problem import DType, GemmProblem
+from slidesparse.serialize import from_plain
 
 README = """# Title
 
@@ -90,6 +95,7 @@ def script(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Modul
     spec.loader.exec_module(module)
     monkeypatch.setattr(module, "ROOT", tmp_path)
     monkeypatch.setattr(module, "RESULTS", tmp_path)
+    monkeypatch.setattr(module, "PAGES", ("README.md",))
     (tmp_path / "README.md").write_text(README)
     write_json(make_record(), tmp_path / "fp8.json")
     monkeypatch.setattr("sys.argv", ["readme_tables.py"])
@@ -129,3 +135,52 @@ def test_the_check_notices_another_result(script: ModuleType, tmp_path: Path) ->
     text = (tmp_path / "README.md").read_text()
     assert "in 123 s" in text
     assert "in 200 s" in script.render(text)
+
+
+def test_efforts_become_a_line_each(script: ModuleType, tmp_path: Path) -> None:
+    data = {
+        "efforts": ["normal", "full"],
+        "seconds": [38.4, 335.7],
+        "problems": 24,
+        "within_2_percent": 23,
+        "worst_ratio": 1.0281,
+        "commit": "0123456789abcdef",
+    }
+    (tmp_path / "effort-dense-fp8.json").write_text(json.dumps(data))
+    assert script.render("<!-- table: efforts -->\n<!-- end table -->") == (
+        "<!-- table: efforts -->\n"
+        "* dense-fp8: normal took 38 s, full 336 s for 24 problems; raced in turn, 23 winners of "
+        "normal are within 2 % of those of full, the worst is 2.8 % slower (commit 0123456789ab)\n"
+        "<!-- end table -->"
+    )
+
+
+def test_the_committed_pages_say_what_the_committed_results_say(root: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(root / "scripts" / "readme_tables.py"), "--check"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_committed_search_is_whole(root: Path) -> None:
+    files = sorted((root / "bench" / "results").glob("*/*-[fi][pn]*8.json"))
+    searches = [file for file in files if not file.name.startswith("effort-")]
+    assert len(searches) >= 4
+    for file in searches:
+        record = read_json(file)
+        assert not record.skipped, file
+        assert len(record.commit) == 40, file
+        assert {item.problem for item in record.layers} <= set(record.results), file
+
+
+def test_the_bundled_cache_is_read_without_a_warning(
+    root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = root / "slidesparse" / "data" / "caches" / "nvidia-h200.json"
+    fingerprint = from_plain(Fingerprint, json.loads(file.read_text())["fingerprint"])
+    cache = TuningCache(tmp_path, fingerprint)
+    assert len(cache.bundled_entries()) >= 480
+    assert not caplog.records
