@@ -105,7 +105,8 @@ def _sparse_cell(record: SearchRecord, item: LayerProblem | None) -> str:
     if choice.gain is None:
         return f"{choice.sparse.candidate.backend} {time}"
     sure = "" if choice.clear else "~"
-    return f"{time} {sure}{choice.gain:.2f}x\n{choice.sparse.candidate.backend} > {choice.verdict}"
+    planned = choice.verdict[0].upper()
+    return f"{time} {sure}{choice.gain:.2f}x {planned}\n{choice.sparse.candidate.backend}"
 
 
 def _totals_table(record: SearchRecord) -> Table:
@@ -142,9 +143,11 @@ def _table(title: str, record: SearchRecord, dense_columns: list[str]) -> Table:
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
     table.add_column("M", justify="right", no_wrap=True)
     for column in dense_columns:
-        table.add_column(column, justify="left" if column == "best dense" else "right")
+        left = column == "best dense"
+        table.add_column(column, justify="left" if left else "right", overflow="fold")
     for pattern in patterns_of(record):
-        table.add_column(f"{pattern} (bound {float(pattern.bound):.2f}x)", justify="right")
+        bound = float(pattern.bound)
+        table.add_column(f"{pattern}\nbound {bound:.2f}x", justify="right", overflow="fold")
     return table
 
 
@@ -153,7 +156,7 @@ def _print_notes(record: SearchRecord, console: Console) -> None:
     console.print(
         f"GEMM only ({first.dtype} to {first.out}, scales {first.scales}), microseconds, medians "
         "of interleaved runs; ratio = best dense on the same pruned weights / best sparse; "
-        "~ inside the spread; > what is planned."
+        "~ inside the spread; S or D: sparse or dense is planned."
     )
     provenances = {provenance for _, provenance in record.results.values()}
     legend = [text for kind, text in _LEGEND.items() if kind in provenances]
