@@ -14,7 +14,13 @@ import sys
 from pathlib import Path
 
 from slidesparse.bench.record import SearchRecord, read_json
-from slidesparse.cli.search_table import patterns_of, planned_total, print_record, totals
+from slidesparse.cli.search_table import (
+    dense_total,
+    patterns_of,
+    planned_total,
+    print_record,
+    totals,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "docs/search.md")
@@ -42,18 +48,6 @@ def totals_table(record: SearchRecord) -> str:
         dense_ms = "-" if dense is None else f"{dense / 1e3:.2f}"
         lines.append(f"| {tokens} | {dense_ms} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", source_line(record)])
-
-
-def dense_total(record: SearchRecord, tokens: int) -> float | None:
-    """Microseconds of all dense layers at one M, unpruned weights."""
-    total = 0.0
-    for item in record.layers:
-        if item.tokens == tokens and item.problem.pattern.dense:
-            held = record.results.get(item.problem)
-            if held is None or held[0].best is None:
-                return None
-            total += item.layer.count * held[0].best.median_us
-    return total
 
 
 def source_line(record: SearchRecord) -> str:

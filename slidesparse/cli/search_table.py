@@ -112,7 +112,7 @@ def _sparse_cell(record: SearchRecord, item: LayerProblem | None) -> str:
 def _totals_table(record: SearchRecord) -> Table:
     table = _table("all layers, weighted by their count", record, ["best dense ms"])
     for tokens in dict.fromkeys(item.tokens for item in record.layers):
-        dense = _dense_total(record, tokens)
+        dense = dense_total(record, tokens)
         cells = []
         for pattern in patterns_of(record):
             both, planned = totals(record, tokens, pattern), planned_total(record, tokens, pattern)
@@ -125,7 +125,8 @@ def _totals_table(record: SearchRecord) -> Table:
     return table
 
 
-def _dense_total(record: SearchRecord, tokens: int) -> float | None:
+def dense_total(record: SearchRecord, tokens: int) -> float | None:
+    """Microseconds of all dense layers at one M, on unpruned weights; None if one is missing."""
     total = 0.0
     for item in record.layers:
         if item.tokens == tokens and item.problem.pattern.dense:

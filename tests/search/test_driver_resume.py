@@ -18,16 +18,8 @@ from slidesparse.candidate import Provenance
 from slidesparse.devices import CPU, detect
 
 HERE = Path(__file__).resolve().parent
-CONFIG = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
-    "vocab_size": 128,
-}
+TINY = Path(__file__).resolve().parents[1] / "data" / "tiny" / "config.json"
+CONFIG = json.loads(TINY.read_text())
 
 
 class Command:

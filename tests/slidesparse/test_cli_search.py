@@ -20,16 +20,8 @@ from slidesparse.devices import CPU, detect
 from slidesparse.pattern import DENSE, Pattern
 from slidesparse.plan import choose
 
-CONFIG = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
-    "vocab_size": 128,
-}
+TINY = Path(__file__).resolve().parents[1] / "data" / "tiny" / "config.json"
+CONFIG = json.loads(TINY.read_text())
 LAYERS = {"qkv": (192, 64), "o": (64, 64), "gate_up": (192, 64), "down": (64, 96)}
 TOKENS = (7, 33)
 PATTERNS = ("2:4", "6:8")

@@ -15,16 +15,8 @@ from click.testing import CliRunner, Result
 from slidesparse.cli.main import cli
 from slidesparse.devices import CPU, Device, detect
 
-CONFIG = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
-    "vocab_size": 128,
-}
+TINY = Path(__file__).resolve().parents[1] / "data" / "tiny" / "config.json"
+CONFIG = json.loads(TINY.read_text())
 
 
 @pytest.fixture
