@@ -87,7 +87,7 @@ def test_the_weight_is_compressed_once_for_all_m(session, monkeypatch):
 
 
 def test_full_effort_enumerates_the_space_and_neighbours_are_new(session):
-    problem = GemmProblem(256, 4608, 3584, FP8, DType.BF16)
+    problem = GemmProblem(1024, 4608, 3584, FP8, DType.BF16)
     normal = session.offer(problem, Effort.NORMAL).candidates
     full = session.offer(problem, Effort.FULL).candidates
     keys = {c.key for c in full}

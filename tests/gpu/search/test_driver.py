@@ -44,7 +44,7 @@ def test_a_problem_that_does_not_fit_is_skipped_and_the_rest_goes_on(gpu, tmp_pa
 
 def test_sparse_and_dense_race_on_the_pruned_weight(gpu, tmp_path):
     wanted = problem(m=4096, pattern="2:4", n=37888)
-    outcome = search([wanted], gpu, tmp_path, effort=Effort.NORMAL)
+    outcome = search([wanted], gpu, tmp_path, effort=Effort.NORMAL, fresh=True)
     result = outcome.found[wanted].result
     assert outcome.found[wanted.on_dense()].result.baseline == (
         outcome.found[wanted.on_dense()].result.best
