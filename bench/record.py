@@ -233,11 +233,16 @@ def _rows(record: SearchRecord, item: LayerProblem) -> Sequence[Sequence[object]
 
 
 def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".part")
+    target = path.resolve()
+    temporary = target.with_name(target.name + ".part")
     try:
+        if target.exists() and not target.is_file():
+            target.write_text(text, encoding="utf-8")  # A device or a pipe: never replaced.
+            return
         temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        os.replace(temporary, target)
     except OSError as error:
+        temporary.unlink(missing_ok=True)
         raise UsageError(f"cannot write {path}: {error.strerror}") from error
 
 

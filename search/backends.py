@@ -36,10 +36,9 @@ def load_backend(spec: str) -> Backend:
         make = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError) as error:
         raise UsageError(f"backend {spec!r} cannot be loaded: {error}") from error
-    backend = make()
-    if not isinstance(backend, Backend):
+    if not (isinstance(make, type) and issubclass(make, Backend)):
         raise UsageError(f"{spec} is not a slidesparse backend")
-    return backend
+    return make()
 
 
 def all_backends(specs: Iterable[str] = tuple(BUILT_IN)) -> list[Backend]:

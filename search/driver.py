@@ -316,11 +316,13 @@ class Search:
         return tuple(f for f in failures if f.candidate.backend in names)
 
     def _file(self, result: ProblemResult) -> None:
-        """Keep a result, unless the cache knows the problem from more backends."""
+        """Keep a result, unless the cache has a complete one that this one falls short of."""
         hit = self.cache.get(result.problem)
-        known = set(hit[0].backends) if hit is not None and hit[0].complete else set()
-        if not known > set(result.backends):
-            self.cache.put(result)
+        if hit is not None and hit[0].complete and hit[0].problem == result.problem:
+            fewer = set(hit[0].backends) > set(result.backends)
+            if fewer or not result.complete:
+                return
+        self.cache.put(result)
 
     def _challengers(self, problem: GemmProblem) -> list[Candidate]:
         if problem.pattern.dense:

@@ -160,7 +160,7 @@ class ProblemSearch:
             opening = self._call("open", self._problem, self._effort, timeout=OPEN_TIMEOUT)
         except WorkerOutOfMemory as error:
             raise ProblemSkipped(f"the operands do not fit the memory ({error})") from error
-        except (WorkerDied, WorkerTimeout) as error:
+        except SlideSparseError as error:
             raise ProblemSkipped(f"the worker could not open it ({error})") from error
         self._left_out = opening.left_out
         self._backends = opening.backends
@@ -361,7 +361,8 @@ class ProblemSearch:
             field_ready = all(self._ready(candidate) for candidate in field)
             if not field_ready:
                 return None
-            race = self._call("race", list(field), rounds, timeout=RACE_TIMEOUT)
+            timeout = self._race_timeout(field, rounds)
+            race = self._call("race", list(field), rounds, timeout=timeout)
             assert isinstance(race, Race)
             return race
         except (WorkerDied, WorkerTimeout, WorkerOutOfMemory, SlideSparseError) as error:
@@ -372,8 +373,14 @@ class ProblemSearch:
         """Who gets through a race alone: whoever brought the last one down is out."""
         return [c for c in field if self._ready(c) and self._survives(c)]
 
+    def _race_timeout(self, field: Sequence[Candidate], rounds: int) -> float:
+        """Seconds for a race: a fixed grace, and three times what its launches took before."""
+        outcomes = (self._outcomes_of(candidate) for candidate in field)
+        return RACE_TIMEOUT + 3e-6 * rounds * sum(o.median_us * o.launches for o in outcomes)
+
     def _survives(self, candidate: Candidate) -> bool:
-        alone = self._attempt(candidate, "race", [candidate], RACE_STEP, timeout=RACE_TIMEOUT)
+        timeout = self._race_timeout([candidate], RACE_STEP)
+        alone = self._attempt(candidate, "race", [candidate], RACE_STEP, timeout=timeout)
         if isinstance(alone, Failure):
             self._outcomes[candidate.key] = alone
             self._journal.add(alone)

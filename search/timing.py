@@ -59,8 +59,9 @@ class GpuTimed:
             over `patience_us` keeps its short first sample.
         """
         timed = cls(runner, sets, stream)
-        for index in range(min(sets, WARM_UP)):
-            runner.launch(index, stream.cuda_stream)
+        with torch.cuda.stream(stream):
+            for index in range(min(sets, WARM_UP)):
+                runner.launch(index, stream.cuda_stream)
         timed.launches = sets
         timed._capture()
         first = timed._replay_once()

@@ -35,6 +35,10 @@ class PatternList(_ParamType):
             self.fail(str(error), param, ctx)
 
 
+MOST_TOKENS = 2**31 - 1
+"""More tokens than any device holds; libraries overflow far beyond."""
+
+
 class TokenCounts(_ParamType):
     """Comma-separated positive integers: 16,256,4096."""
 
@@ -54,6 +58,8 @@ class TokenCounts(_ParamType):
                 self.fail(f"M={part.strip()!r} is not an integer", param, ctx)
             if count <= 0:
                 self.fail(f"M={count} is not a positive number of tokens", param, ctx)
+            if count > MOST_TOKENS:
+                self.fail(f"M={count} is more than {MOST_TOKENS} tokens", param, ctx)
             counts.append(count)
         return tuple(dict.fromkeys(counts))
 

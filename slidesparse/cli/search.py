@@ -88,6 +88,8 @@ def command(
     # Whatever can be wrong with the input is found before torch is imported.
     for path in (json_path, csv_path):
         _check_writable(path)
+    if json_path is not None and json_path == csv_path:
+        raise UsageError(f"--json and --csv both name {json_path}; name two files")
     spec = load_model(model)
     spec.linears(tp)
     template = _template(dtype, out_dtype, scales)

@@ -157,7 +157,8 @@ def _print_notes(record: SearchRecord, console: Console) -> None:
     console.print(
         f"GEMM only ({first.dtype} to {first.out}, scales {first.scales}), microseconds, medians "
         "of interleaved runs; ratio = best dense on the same pruned weights / best sparse; "
-        "~ inside the spread; S or D: sparse or dense is planned."
+        "~ inside the spread; S or D: sparse or dense is planned. "
+        "The dense columns are on full weights."
     )
     provenances = {provenance for _, provenance in record.results.values()}
     legend = [text for kind, text in _LEGEND.items() if kind in provenances]

@@ -33,7 +33,7 @@ class Command:
         (self.model / "config.json").write_text(json.dumps(CONFIG))
 
     def start(self, *arguments, **environment):
-        path = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
+        path = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
         command = [sys.executable, "-m", "slidesparse", "search", "--model", str(self.model)]
         options = ["--device", "cpu", "--effort", "quick", "--cache-dir", str(self.cache)]
         return subprocess.Popen(

@@ -261,7 +261,7 @@ if __name__ == "__main__":
 def test_the_worker_ends_when_its_parent_is_killed(fakes, tmp_path, state):
     script = tmp_path / "parent.py"
     script.write_text(PARENT)
-    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
     parent = subprocess.Popen(
         [sys.executable, str(script), state],
         env={**os.environ, "PYTHONPATH": path},
