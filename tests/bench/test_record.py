@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -255,3 +257,22 @@ def test_a_broken_checkout_or_no_git_is_unknown(
     assert source_commit() == "unknown"
     monkeypatch.setenv("PATH", "")
     assert source_commit() == "unknown"
+
+
+def test_a_link_keeps_pointing_and_its_target_is_written(tmp_path: Path) -> None:
+    target, link = tmp_path / "target.json", tmp_path / "link.json"
+    target.write_text("old")
+    link.symlink_to(target)
+    write_json(make_record(), link)
+    assert link.is_symlink()
+    assert read_json(target) == make_record()
+
+
+def test_a_pipe_is_written_to_and_never_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as pool:
+        text = pool.submit(pipe.read_text)
+        write_json(make_record(), pipe)
+        assert json.loads(text.result(timeout=30))["kind"] == "slidesparse-search"
+    assert pipe.is_fifo()

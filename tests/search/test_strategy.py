@@ -165,6 +165,13 @@ def test_a_problem_that_does_not_fit_is_skipped_and_the_worker_lives(start_worke
     assert search(worker, problem()).run().best is not None
 
 
+def test_a_problem_that_no_library_can_size_is_skipped(start_worker, problem):
+    worker = start_worker("cpu")
+    with pytest.raises(ProblemSkipped, match=r"^the worker could not open it \("):
+        search(worker, problem(m=10**18)).run()
+    assert search(worker, problem()).run().best is not None
+
+
 def test_a_worker_that_dies_before_the_first_candidate(start_worker, problem):
     worker = start_worker("fake_backends:BrokenImport")
     with pytest.raises(ProblemSkipped) as caught:
