@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import secrets
 import threading
 import time
@@ -34,8 +33,6 @@ from slidesparse.search.worker import (
     WorkerOutOfMemory,
     WorkerTimeout,
 )
-
-log = logging.getLogger(__name__)
 
 _EFFORT_ORDER = [effort.value for effort in Effort]
 CHALLENGERS = 2

@@ -171,22 +171,21 @@ class ProblemSearch:
         for candidate in (*self._challengers, *opening.candidates):
             self._known.setdefault(candidate.key, candidate)
 
-    def _screen(self, candidate: Candidate) -> Measurement | None:
-        """Verify and time a candidate once; its outcome is on disk when this returns."""
-        self._known.setdefault(candidate.key, candidate)
-        outcome = self._outcomes.get(candidate.key)
-        if outcome is None:
-            if self._overdue() and self._measured():
-                self._complete = False
-                return None
-            best = min((m.median_us for m in self._measured()), default=None)
-            done, total = len(self._outcomes), len(self._known)
-            self._tick(Tick(self._problem, candidate, done, total, best))
-            outcome = self._try(candidate, None if best is None else best * PATIENCE)
-            self._journal.add(outcome)
-            self._outcomes[candidate.key] = outcome
-            self._shed()
-        return outcome if isinstance(outcome, Measurement) else None
+    def _screen(self, candidate: Candidate) -> None:
+        """Verify and time a known candidate once; its outcome is on disk when this returns."""
+        if candidate.key in self._outcomes:
+            return
+        measured = self._measured()
+        if self._overdue() and measured:
+            self._complete = False
+            return
+        best = min((m.median_us for m in measured), default=None)
+        done, total = len(self._outcomes), len(self._known)
+        self._tick(Tick(self._problem, candidate, done, total, best))
+        outcome = self._try(candidate, None if best is None else best * PATIENCE)
+        self._journal.add(outcome)
+        self._outcomes[candidate.key] = outcome
+        self._shed()
 
     def _try(self, candidate: Candidate, patience_us: float | None = None) -> Measurement | Failure:
         self._reopen()

@@ -31,10 +31,6 @@ class DeviceError(SlideSparseError):
     """A device that is missing or lacks what the caller asked for."""
 
 
-class BackendUnavailableError(SlideSparseError):
-    """A backend whose library is missing or does not work on this machine."""
-
-
 class CacheError(SlideSparseError):
     """A tuning cache that cannot be written, imported or exported."""
 
