@@ -16,10 +16,10 @@ from typing import Any
 from slidesparse.bench.record import read_json, source_commit
 from slidesparse.candidate import Candidate, Failure, ProblemResult
 from slidesparse.devices import detect, select_device
-from slidesparse.search.driver import specs_for
+from slidesparse.search.driver import make_worker, specs_for
 from slidesparse.search.verify_cache import race_again
-from slidesparse.search.worker import Worker
 from slidesparse.serialize import to_plain
+from slidesparse.worker import Worker
 
 SEED = 20260303
 RACES = 3
@@ -64,7 +64,7 @@ def main() -> None:
     arguments = parser.parse_args()
     first, other = read_json(arguments.first), read_json(arguments.other)
     device = select_device()
-    worker = Worker(device, specs_for(None, device), SEED)
+    worker = make_worker(device, specs_for(None, device), SEED)
     shared = [
         problem
         for problem in first.results

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from slidesparse.candidate import Candidate
 from slidesparse.devices import Device
 from slidesparse.problem import GemmProblem
+from slidesparse.timing import Runner
 
 if TYPE_CHECKING:
     from slidesparse.search.operands import Operands
@@ -41,22 +41,6 @@ class Availability:
     ok: bool
     reason: str = ""
     remedy: str = ""
-
-
-@dataclass(frozen=True)
-class Runner:
-    """One candidate, ready to launch.
-
-    Args:
-        launch: enqueues one GEMM on operand set `index` and CUDA stream `stream` (a handle, 0 on
-            the CPU); it can be captured in a CUDA graph.
-        workspace: bytes of scratch memory that it holds.
-        makes_output: whether `launch` returns a new output instead of writing the operand set's.
-    """
-
-    launch: Callable[[int, int], Any]
-    workspace: int = 0
-    makes_output: bool = False
 
 
 class Backend(ABC):

@@ -13,7 +13,8 @@ from slidesparse.candidate import Candidate
 from slidesparse.devices import Device
 from slidesparse.errors import CandidateError
 from slidesparse.problem import DType, GemmProblem, Scales
-from slidesparse.search.backend import Availability, Backend, Effort, Runner
+from slidesparse.search.backend import Availability, Backend, Effort
+from slidesparse.timing import Runner
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,7 +56,7 @@ class CpuReference(Backend):
         """Widen the weight once, as a checkpoint loader would, and bind the buffers."""
         import torch
 
-        from slidesparse.search.operands import TORCH_DTYPES
+        from slidesparse.tensors import TORCH_DTYPES
 
         x = operands.x_lifted(0) if self.sparse else operands.x(0)
         w = operands.weight.slid if self.sparse else operands.weight.dense

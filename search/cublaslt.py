@@ -15,7 +15,7 @@ from slidesparse.candidate import Candidate, Param
 from slidesparse.devices import Device, detect
 from slidesparse.errors import CandidateError
 from slidesparse.problem import DType, GemmProblem, Scales
-from slidesparse.search.backend import Availability, Backend, Effort, Runner
+from slidesparse.search.backend import Availability, Backend, Effort
 from slidesparse.search.nvidia import (
     alignment_refusal,
     fp8_refusal,
@@ -23,6 +23,7 @@ from slidesparse.search.nvidia import (
     library_availability,
     spell_sm,
 )
+from slidesparse.timing import Runner
 
 if TYPE_CHECKING:
     from slidesparse.search.cublaslt_api import Handle

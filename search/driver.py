@@ -26,13 +26,16 @@ from slidesparse.search.strategy import (
     ProblemSkipped,
     Tick,
 )
-from slidesparse.search.worker import (
+from slidesparse.worker import (
     Worker,
     WorkerCancelled,
     WorkerDied,
     WorkerOutOfMemory,
     WorkerTimeout,
 )
+
+SESSION = "slidesparse.search.session:Session"
+"""A string, so that this process needs no torch: what each worker makes at its start."""
 
 _EFFORT_ORDER = [effort.value for effort in Effort]
 CHALLENGERS = 2
@@ -192,7 +195,7 @@ class Search:
         return self.outcome
 
     def _worker(self, device: Device) -> Worker:
-        worker = Worker(device, self._specs, self.outcome.seed)
+        worker = make_worker(device, self._specs, self.outcome.seed)
         self._workers.append(worker)
         return worker
 
@@ -345,6 +348,11 @@ def specs_for(wanted: Sequence[str] | None, device: Device) -> tuple[str, ...]:
             kind = "a GPU (--device cuda)" if backend.on_gpu else "the CPU (--device cpu)"
             raise UsageError(f"backend {backend.name} runs on {kind}, not on {device}")
     return tuple(wanted)
+
+
+def make_worker(device: Device, specs: Sequence[str], seed: int) -> Worker:
+    """A worker that searches: its session has the backends of `specs` and draws from `seed`."""
+    return Worker(device, SESSION, tuple(specs), seed)
 
 
 def with_baselines(problems: Sequence[GemmProblem]) -> list[GemmProblem]:

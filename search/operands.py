@@ -14,17 +14,7 @@ import torch
 
 from slidesparse.problem import DType, GemmProblem, Scales
 from slidesparse.slide import lift, prune_magnitude, slide
-
-TORCH_DTYPES = {
-    DType.FP8: torch.float8_e4m3fn,
-    DType.INT8: torch.int8,
-    DType.BF16: torch.bfloat16,
-    DType.FP16: torch.float16,
-    DType.FP32: torch.float32,
-    DType.INT32: torch.int32,
-}
-TOP = {DType.FP8: 448.0, DType.INT8: 127.0}
-"""Largest magnitude of each operand dtype."""
+from slidesparse.tensors import TOP, TORCH_DTYPES
 
 ROW_ALIGNMENT = 16
 """Rows of X and D are allocated in multiples of this: sparse libraries refuse a ragged M."""

@@ -15,13 +15,13 @@ from slidesparse.errors import CandidateError
 from slidesparse.monitor import GpuMonitor
 from slidesparse.pattern import Pattern
 from slidesparse.problem import DType, GemmProblem, Scales
-from slidesparse.search.backend import Backend, Effort, Runner
+from slidesparse.search.backend import Backend, Effort
 from slidesparse.search.backends import load_backend
 from slidesparse.search.messages import Opening, Race
 from slidesparse.search.operands import Operands, Weight, make_weight
 from slidesparse.search.reference import Check, Reference, poison
-from slidesparse.search.stats import interquartile
-from slidesparse.search.timing import CpuTimed, GpuTimed, Timed, one_launch
+from slidesparse.stats import interquartile
+from slidesparse.timing import CpuTimed, GpuTimed, Runner, Timed, one_launch
 
 SCREEN_SAMPLES = 3
 GLANCE_US = 200.0

@@ -21,8 +21,8 @@ from slidesparse.problem import GemmProblem
 from slidesparse.search.backend import Effort
 from slidesparse.search.journal import Journal
 from slidesparse.search.messages import Race
-from slidesparse.search.stats import interquartile, settled
-from slidesparse.search.worker import Worker, WorkerDied, WorkerOutOfMemory, WorkerTimeout
+from slidesparse.stats import interquartile, settled
+from slidesparse.worker import Worker, WorkerDied, WorkerOutOfMemory, WorkerTimeout
 
 log = logging.getLogger(__name__)
 

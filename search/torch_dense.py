@@ -8,8 +8,9 @@ from slidesparse.candidate import Candidate, Param
 from slidesparse.devices import Device, detect
 from slidesparse.errors import CandidateError
 from slidesparse.problem import DType, GemmProblem, Scales
-from slidesparse.search.backend import Availability, Backend, Effort, Runner
+from slidesparse.search.backend import Availability, Backend, Effort
 from slidesparse.search.nvidia import alignment_refusal, fp8_refusal, needs_gpu, spell_sm
+from slidesparse.timing import Runner
 
 if TYPE_CHECKING:
     import torch

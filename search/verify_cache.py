@@ -13,11 +13,11 @@ from slidesparse.devices import Device
 from slidesparse.errors import SearchError
 from slidesparse.problem import GemmProblem
 from slidesparse.search.backend import Effort
-from slidesparse.search.driver import specs_for
+from slidesparse.search.driver import make_worker, specs_for
 from slidesparse.search.messages import Race
-from slidesparse.search.stats import settled
 from slidesparse.search.strategy import OPEN_TIMEOUT, RACE_TIMEOUT, SCREEN_TIMEOUT
-from slidesparse.search.worker import Worker
+from slidesparse.stats import settled
+from slidesparse.worker import Worker
 
 ROUNDS = 30
 TOLERANCE = 0.02
@@ -59,7 +59,7 @@ def verify_entries(
     """
     ranked = [result for result in results if result.ranked]
     drawn = random.sample(ranked, min(sample, len(ranked)))
-    worker = Worker(device, specs_for(None, device), secrets.randbelow(2**31))
+    worker = make_worker(device, specs_for(None, device), secrets.randbelow(2**31))
     verified = []
     try:
         for number, result in enumerate(drawn, start=1):

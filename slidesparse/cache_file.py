@@ -3,7 +3,11 @@
 One form serves a machine's own cache, an exported file and a bundled one:
 
     {"kind": "slidesparse-cache", "schema_version": 1, "tool_version": "0.1.0",
-     "fingerprint": {...}, "entries": {"<GemmProblem.key>": {<ProblemResult>}, ...}}
+     "fingerprint": {...},
+     "entries": {"<GemmProblem.key>": {<ProblemResult>}, ...},
+     "kernels": {"<KernelProblem.key>": {<KernelResult>}, ...}}
+
+"kernels" is left out where there are none.
 """
 
 from __future__ import annotations
@@ -16,11 +20,12 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from slidesparse._version import __version__
 from slidesparse.candidate import ProblemResult
 from slidesparse.devices import SCHEMA_VERSION, Fingerprint
+from slidesparse.kernel_problem import KernelResult
 from slidesparse.serialize import DataError, from_plain, to_plain
 
 KIND = "slidesparse-cache"
@@ -29,6 +34,31 @@ MAX_BYTES = 256 * 2**20
 
 _FIELDS = {"kind", "schema_version", "tool_version", "fingerprint", "entries"}
 
+R = TypeVar("R", bound=ProblemResult | KernelResult)
+
+
+@dataclass(frozen=True)
+class Section(Generic[R]):
+    """One kind of result.
+
+    Args:
+        field: of a document that holds them by the key of their problem.
+        file: of a machine's own cache that holds these and no others.
+        result: their class.
+    """
+
+    field: str
+    file: str
+    result: type[R]
+
+
+GEMM = Section("entries", "gemm.json", ProblemResult)
+KERNELS = Section("kernels", "kernels.json", KernelResult)
+SECTIONS: tuple[Section[Any], ...] = (GEMM, KERNELS)
+
+Results = Mapping[Section[Any], Mapping[str, Any]]
+"""Results by section and key; `Document.of` gives one section its type back."""
+
 
 @dataclass(frozen=True)
 class Document:
@@ -36,32 +66,41 @@ class Document:
 
     Args:
         fingerprint: of the machine that measured.
-        entries: the valid results by GemmProblem.key.
+        results: the valid ones of each section.
         invalid: one line per entry that is not valid, with its key and the reason.
     """
 
     fingerprint: Fingerprint
-    entries: Mapping[str, ProblemResult]
+    results: Results
     invalid: tuple[str, ...] = ()
 
+    def of(self, section: Section[R]) -> Mapping[str, R]:
+        """The valid results of one section, by key."""
+        entries: Mapping[str, R] = self.results.get(section, {})
+        return entries
 
-def render(fingerprint: Fingerprint, entries: Mapping[str, ProblemResult]) -> bytes:
+    @property
+    def count(self) -> int:
+        """How many valid results there are in all sections."""
+        return sum(map(len, self.results.values()))
+
+
+def render(fingerprint: Fingerprint, results: Results) -> bytes:
     """The bytes of a cache file; every entry is checked to read back.
 
     Raises:
         DataError: a result holds what no cache file may, such as a time that is not positive.
     """
-    plain = {}
-    for key in sorted(entries):
-        plain[key] = to_plain(entries[key])
-        _entry(key, plain[key])
-    document = {
+    document: dict[str, Any] = {
         "kind": KIND,
         "schema_version": SCHEMA_VERSION,
         "tool_version": __version__,
         "fingerprint": to_plain(fingerprint),
-        "entries": plain,
     }
+    for section in SECTIONS:
+        entries = results.get(section, {})
+        if entries or section.field in _FIELDS:
+            document[section.field] = _plain_entries(section, entries)
     return (json.dumps(document, indent=1, allow_nan=False) + "\n").encode()
 
 
@@ -78,23 +117,16 @@ def read_document(path: Path) -> Document:
     version = data.get("schema_version")
     if version != SCHEMA_VERSION or isinstance(version, bool):
         raise DataError("", f"schema version {version!r}, and this program reads {SCHEMA_VERSION}")
-    if set(data) != _FIELDS:
-        odd = ", ".join(sorted(set(data) ^ _FIELDS))
-        raise DataError("", f"fields missing or unknown: {odd}")
+    odd = (set(data) - {KERNELS.field}) ^ _FIELDS
+    if odd:
+        raise DataError("", f"fields missing or unknown: {', '.join(sorted(odd))}")
     try:
         fingerprint = from_plain(Fingerprint, data["fingerprint"])
     except DataError as error:
         raise DataError(_join("fingerprint", error.path), error.reason) from error
-    if not isinstance(data["entries"], dict):
-        raise DataError("entries", "not a JSON object")
-    entries: dict[str, ProblemResult] = {}
     invalid: list[str] = []
-    for key, value in data["entries"].items():
-        try:
-            entries[key] = _entry(key, value)
-        except DataError as error:
-            invalid.append(f"{key[:120]}: {error}")
-    return Document(fingerprint, entries, tuple(invalid))
+    results = {section: _entries(section, data, invalid) for section in SECTIONS}
+    return Document(fingerprint, results, tuple(invalid))
 
 
 def read_fingerprint(path: Path) -> Fingerprint:
@@ -170,8 +202,30 @@ def set_aside(path: Path) -> Path:
     return target
 
 
-def _entry(key: str, plain: object) -> ProblemResult:
-    result = from_plain(ProblemResult, plain)
+def _plain_entries(section: Section[R], entries: Mapping[str, R]) -> dict[str, Any]:
+    plain = {}
+    for key in sorted(entries):
+        plain[key] = to_plain(entries[key])
+        _entry(section, key, plain[key])
+    return plain
+
+
+def _entries(section: Section[R], data: dict[str, Any], invalid: list[str]) -> dict[str, R]:
+    """The valid entries of one section of a document; a line for each other is added."""
+    plain = data.get(section.field, {})
+    if not isinstance(plain, dict):
+        raise DataError(section.field, "not a JSON object")
+    entries = {}
+    for key, value in plain.items():
+        try:
+            entries[key] = _entry(section, key, value)
+        except DataError as error:
+            invalid.append(f"{key[:120]}: {error}")
+    return entries
+
+
+def _entry(section: Section[R], key: str, plain: object) -> R:
+    result = from_plain(section.result, plain)
     if result.problem.key != key:
         raise DataError("problem", f"it belongs under the key {result.problem.key}")
     return result

@@ -1,7 +1,8 @@
 """The directory of one machine's tuning results: locking, loading, updating, removing.
 
 <root>/<fingerprint slug>/fingerprint.json   whose results these are
-                          gemm.json          the entries, by GemmProblem.key
+                          gemm.json          results of searches, by GemmProblem.key
+                          kernels.json       configurations of kernels, by KernelProblem.key
                           journal/           searches that are not finished
 <root>/<fingerprint slug>.lock               held by the process that writes
 """
@@ -16,8 +17,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from slidesparse.cache_file import (
+    SECTIONS,
+    R,
+    Section,
     read_document,
     read_fingerprint,
     read_json,
@@ -25,7 +30,6 @@ from slidesparse.cache_file import (
     set_aside,
     write_atomically,
 )
-from slidesparse.candidate import ProblemResult
 from slidesparse.devices import Fingerprint
 from slidesparse.errors import CacheError
 from slidesparse.serialize import DataError, to_plain
@@ -36,13 +40,10 @@ ENVIRONMENT = "SLIDESPARSE_CACHE_DIR"
 LOCK_TIMEOUT = 60.0
 """Seconds to wait for another writer; a write takes milliseconds."""
 
-ENTRIES_FILE = "gemm.json"
 FINGERPRINT_FILE = "fingerprint.json"
 JOURNAL_FOLDER = "journal"
 
 _ELSEWHERE = f"choose another place with --cache-dir or {ENVIRONMENT}"
-
-Entries = dict[str, ProblemResult]
 
 
 @dataclass(frozen=True)
@@ -77,16 +78,21 @@ class CacheStore:
         self.root = root
         self.fingerprint = fingerprint
         self.directory = root / fingerprint.slug
-        self.path = self.directory / ENTRIES_FILE
         self._identity = self.directory / FINGERPRINT_FILE
         self._lock_timeout = lock_timeout
         self._warned: set[Path] = set()
 
-    def load(self) -> Entries:
-        """The valid entries as the file has them now; damage is warned of once."""
-        return self._load()[0]
+    def path(self, section: Section[Any]) -> Path:
+        """The file of one section's entries."""
+        return self.directory / section.file
 
-    def update(self, change: Callable[[Entries], Entries]) -> Entries:
+    def load(self, section: Section[R]) -> dict[str, R]:
+        """The valid entries as the file has them now; damage is warned of once."""
+        return self._load(section)[0]
+
+    def update(
+        self, section: Section[R], change: Callable[[dict[str, R]], dict[str, R]]
+    ) -> dict[str, R]:
         """Read, change and write the entries while no other process does; the new ones.
 
         Raises:
@@ -94,18 +100,18 @@ class CacheStore:
             DataError: `change` gave an entry that a cache file may not hold.
         """
         with self._locked():
-            entries, damage = self._load()
+            entries, damage = self._load(section)
             changed = change(entries)
-            content = render(self.fingerprint, changed)
+            content = render(self.fingerprint, {section: changed})
             self.directory.mkdir(exist_ok=True)
             if damage is not None:
-                self._set_aside()
+                _set_aside(self.path(section), damage.path)
             # A writer holds the lock: these are of writers that were killed.
             for leftover in self.directory.glob("*.json.tmp-*"):
                 leftover.unlink(missing_ok=True)
             if not self._identity.exists():
                 write_atomically(self._identity, _identity_bytes(self.fingerprint))
-            write_atomically(self.path, content)
+            write_atomically(self.path(section), content)
         return changed
 
     def clear(self) -> int:
@@ -117,7 +123,7 @@ class CacheStore:
         if not os.path.lexists(self.directory):
             return 0
         with self._locked():
-            count = count_entries(self.path)
+            count = count_entries(self.directory)
             _remove_directory(self.directory)
         return count
 
@@ -152,15 +158,15 @@ class CacheStore:
                 f"cannot write the tuning cache at {self.directory}: {why(error)}; {_ELSEWHERE}"
             ) from error
 
-    def _load(self) -> tuple[Entries, Damage | None]:
-        entries: Entries = {}
+    def _load(self, section: Section[R]) -> tuple[dict[str, R], Damage | None]:
+        entries: dict[str, R] = {}
         damage = self._wrong_owner()
         if damage is None:
-            entries, damage = self._read_entries()
+            entries, damage = self._read_entries(section)
         if damage is not None and damage.path not in self._warned:
             self._warned.add(damage.path)
             log.warning(
-                "tuning cache %s is damaged: %s; what is damaged is not used. The next search sets "
+                "tuning cache %s is damaged: %s; what is damaged is not used. The next write sets "
                 "it aside and starts anew, `slidesparse cache clear` removes it",
                 damage.path,
                 damage.reason,
@@ -179,27 +185,29 @@ class CacheStore:
             return Damage(self._identity, f"it belongs to another machine, {owner}")
         return None
 
-    def _read_entries(self) -> tuple[Entries, Damage | None]:
+    def _read_entries(self, section: Section[R]) -> tuple[dict[str, R], Damage | None]:
+        path = self.path(section)
         try:
-            document = read_document(self.path)
+            document = read_document(path)
         except (FileNotFoundError, NotADirectoryError):
             return {}, None
         except (OSError, DataError) as error:
-            return {}, Damage(self.path, why(error))
+            return {}, Damage(path, why(error))
         if document.fingerprint != self.fingerprint:
             reason = f"it belongs to another machine, {document.fingerprint}"
-            return {}, Damage(self.path, reason)
-        entries = dict(document.entries)
+            return {}, Damage(path, reason)
+        entries = dict(document.of(section))
         if document.invalid:
-            total = len(entries) + len(document.invalid)
+            total = document.count + len(document.invalid)
             reason = f"{len(document.invalid)} of {total} entries, first {document.invalid[0]}"
-            return entries, Damage(self.path, reason)
+            return entries, Damage(path, reason)
+        if document.count > len(entries):
+            strays = document.count - len(entries)
+            reason = (
+                f"{strays} entries are not for this file; `slidesparse cache import` sorts them"
+            )
+            return entries, Damage(path, reason)
         return entries, None
-
-    def _set_aside(self) -> None:
-        for path in (self.path, self._identity):
-            if os.path.lexists(path):
-                log.warning("moved the damaged tuning cache %s to %s", path, set_aside(path))
 
 
 def why(error: Exception) -> str:
@@ -208,14 +216,24 @@ def why(error: Exception) -> str:
     return " ".join(text.split())
 
 
-def count_entries(path: Path) -> int:
-    """How many entries a cache file lists, valid or not; 0 for a file that cannot be read."""
+def count_entries(directory: Path) -> int:
+    """How many entries the files of a directory list, valid or not; unreadable ones count as 0."""
+    return sum(_count(directory / section.file, section.field) for section in SECTIONS)
+
+
+def _count(path: Path, field: str) -> int:
     try:
         data = read_json(path)
     except (OSError, DataError):
         return 0
-    entries = data.get("entries") if isinstance(data, dict) else None
+    entries = data.get(field) if isinstance(data, dict) else None
     return len(entries) if isinstance(entries, dict) else 0
+
+
+def _set_aside(*paths: Path) -> None:
+    for path in dict.fromkeys(paths):
+        if os.path.lexists(path):
+            log.warning("moved the damaged tuning cache %s to %s", path, set_aside(path))
 
 
 def _identity_bytes(fingerprint: Fingerprint) -> bytes:
@@ -227,7 +245,8 @@ def _remove_directory(directory: Path) -> None:
     if directory.is_symlink() or not directory.is_dir():
         directory.unlink()
         return
-    ours = (f"{ENTRIES_FILE}*", f"{FINGERPRINT_FILE}*", JOURNAL_FOLDER)
+    files = [FINGERPRINT_FILE, *(section.file for section in SECTIONS)]
+    ours = (*(f"{name}*" for name in files), JOURNAL_FOLDER)
     for path in [path for pattern in ours for path in directory.glob(pattern)]:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

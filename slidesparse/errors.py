@@ -23,6 +23,10 @@ class ProblemError(UsageError):
     """A GEMM problem whose sizes, dtypes or scale mode cannot exist."""
 
 
+class KernelError(UsageError):
+    """An operand of a kernel whose shape, dtype, layout or device is not what it takes."""
+
+
 class ModelError(UsageError):
     """A model that is unknown, unreadable or of an unsupported architecture."""
 

@@ -26,6 +26,7 @@ from pydantic import (
 from slidesparse.candidate import Candidate, Failure, Measurement, ProblemResult
 from slidesparse.devices import Fingerprint
 from slidesparse.errors import SlideSparseError
+from slidesparse.kernel_problem import KernelProblem, KernelResult, Op
 from slidesparse.models import LinearLayer
 from slidesparse.pattern import Pattern
 from slidesparse.problem import DType, GemmProblem, Scales
@@ -65,8 +66,8 @@ def from_plain(cls: type[T], data: object) -> T:
     """Check `data` and build a `cls` from it.
 
     Args:
-        cls: Candidate, Measurement, Failure, GemmProblem, ProblemResult, Fingerprint or
-            LinearLayer.
+        cls: Candidate, Measurement, Failure, GemmProblem, ProblemResult, KernelProblem,
+            KernelResult, Fingerprint or LinearLayer.
         data: what `to_plain` gave, usually after a trip through JSON.
 
     Raises:
@@ -128,6 +129,7 @@ def _read_pattern(value: object) -> Pattern:
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Text = Annotated[str, StringConstraints(max_length=16384)]
+Stamp = Annotated[str, StringConstraints(max_length=64)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(gt=0)]
 Amount = Annotated[float, Field(ge=0)]
@@ -236,7 +238,7 @@ class _ResultModel(_Model[ProblemResult]):
     effort: Literal["quick", "normal", "full"]
     seed: int
     seconds: Amount
-    searched_at: Annotated[str, StringConstraints(max_length=64)]
+    searched_at: Stamp
 
     @model_validator(mode="after")
     def _consistent(self) -> _ResultModel:
@@ -265,6 +267,55 @@ class _ResultModel(_Model[ProblemResult]):
             seed=self.seed,
             seconds=self.seconds,
             searched_at=self.searched_at,
+        )
+
+
+class _KernelProblemModel(_Model[KernelProblem]):
+    op: Annotated[Op, Field(strict=False)]
+    m: Positive
+    k: Positive
+    source: Annotated[DType, Field(strict=False)]
+    out: Annotated[DType, Field(strict=False)]
+    pattern: Annotated[Pattern, PlainValidator(_read_pattern)]
+    residual: bool
+
+    @model_validator(mode="after")
+    def _possible(self) -> _KernelProblemModel:
+        self.build()
+        return self
+
+    def build(self) -> KernelProblem:
+        return KernelProblem(
+            op=self.op,
+            m=self.m,
+            k=self.k,
+            source=self.source,
+            out=self.out,
+            pattern=self.pattern,
+            residual=self.residual,
+        )
+
+
+class _KernelResultModel(_Model[KernelResult]):
+    problem: _KernelProblemModel
+    ranked: list[_MeasurementModel]
+    default: _MeasurementModel | None
+    failures: list[_FailureModel]
+    tried: Count
+    seed: int
+    seconds: Amount
+    tuned_at: Stamp
+
+    def build(self) -> KernelResult:
+        return KernelResult(
+            problem=self.problem.build(),
+            ranked=tuple(item.build() for item in self.ranked),
+            default=self.default.build() if self.default else None,
+            failures=tuple(item.build() for item in self.failures),
+            tried=self.tried,
+            seed=self.seed,
+            seconds=self.seconds,
+            tuned_at=self.tuned_at,
         )
 
 
@@ -324,6 +375,8 @@ _MODELS: dict[type[Any], type[_Model[Any]]] = {
     Measurement: _MeasurementModel,
     Failure: _FailureModel,
     ProblemResult: _ResultModel,
+    KernelProblem: _KernelProblemModel,
+    KernelResult: _KernelResultModel,
     Fingerprint: _FingerprintModel,
     LinearLayer: _LayerModel,
 }

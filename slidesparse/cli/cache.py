@@ -44,15 +44,17 @@ def path_command(device: str, cache_dir: Path | None, as_json: bool) -> None:
 @target_options
 @_json_option
 def list_command(device: str, cache_dir: Path | None, as_json: bool) -> None:
-    """List every result: the problem, its best candidate and where the figure comes from."""
+    """List every result: the problem, its best candidate and where the figure comes from.
+
+    The table counts the configurations of kernels around the GEMM; --json lists each of them.
+    """
     from slidesparse.cli import cache_table
 
     _, cache = open_cache(device, cache_dir)
-    hits, stale = cache.entries(), cache.stale()
     if as_json:
-        _print_json(cache_table.listing(cache, hits, stale))
+        _print_json(cache_table.listing(cache))
     else:
-        cache_table.print_listing(cache, hits, stale)
+        cache_table.print_listing(cache)
 
 
 @command.command("show", short_help="Show one result, or those that match.")
@@ -77,6 +79,12 @@ def show_command(
     from slidesparse.cli import cache_table
 
     _, cache = open_cache(device, cache_dir)
+    if key is not None and (kernel := cache.kernel_entries().get(key)) is not None:
+        if as_json:
+            _print_json({"entries": [cache_table.details(key, kernel)]})
+        else:
+            cache_table.print_kernel_details(key, kernel)
+        return
     hits = _matching(cache, key, n, k, tokens, patterns)
     if as_json:
         _print_json({"entries": [cache_table.details(*item) for item in hits.items()]})
@@ -102,7 +110,7 @@ def import_command(file: Path, overwrite: bool, device: str, cache_dir: Path | N
     """Merge an exported FILE into this machine's results; own entries stay unless --overwrite."""
     _, cache = open_cache(device, cache_dir)
     report = cache.import_file(file, overwrite=overwrite)
-    done = f"imported {_entries(len(report.added) + len(report.replaced))} into {cache.path}"
+    done = f"imported {_entries(len(report.added) + len(report.replaced))} into {cache.directory}"
     if report.replaced:
         done += f", {len(report.replaced)} of them replaced own ones"
     if report.kept:
@@ -115,13 +123,13 @@ def import_command(file: Path, overwrite: bool, device: str, cache_dir: Path | N
 @click.option("--stale", is_flag=True, help="Only results of this GPU with other versions.")
 @target_options
 def clear_command(yes: bool, stale: bool, device: str, cache_dir: Path | None) -> None:
-    """Remove this machine's results and the journals of unfinished searches."""
+    """Remove this machine's results, those of kernels too, and the journals of searches."""
     _, cache = open_cache(device, cache_dir)
     if stale:
         _clear_stale(cache, yes)
         return
     if not yes:
-        count = len(cache.user_entries())
+        count = len(cache.user_entries()) + len(cache.user_kernels())
         click.confirm(
             f"Remove {_entries(count)} and all journals of {cache.directory}?", abort=True
         )
@@ -139,7 +147,7 @@ def clear_command(yes: bool, stale: bool, device: str, cache_dir: Path | None) -
 @target_options
 @_json_option
 def verify_command(sample: int, device: str, cache_dir: Path | None, as_json: bool) -> None:
-    """Time a sample of the results again; exit with 1 if a stored order no longer holds."""
+    """Time a sample of the GEMM results again; exit with 1 if a stored order no longer holds."""
     from slidesparse.cli import cache_table
 
     selected, cache = open_cache(device, cache_dir)
@@ -188,7 +196,7 @@ def _matching(
     if key is not None and key not in everything:
         import difflib
 
-        near = difflib.get_close_matches(key, everything, n=1)
+        near = difflib.get_close_matches(key, [*everything, *cache.kernel_entries()], n=1)
         hint = f", did you mean {near[0]}" if near else "; `slidesparse cache list` shows the keys"
         raise click.ClickException(f"no result with key {key!r}{hint}")
     buckets = {bucket_m(m) for m in tokens} if tokens else None

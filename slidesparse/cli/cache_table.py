@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -14,19 +15,21 @@ from slidesparse.serialize import to_plain
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from slidesparse.cache import Hit, StaleCache, TuningCache
+    from slidesparse.cache import Hit, KernelHit, StaleCache, TuningCache
+    from slidesparse.kernel_problem import KernelResult
     from slidesparse.search.verify_cache import VerifiedEntry
 
+_COLUMNS = ("candidate", "us", "spread us", "error", "workspace", "MHz", "W")
 
-def listing(
-    cache: TuningCache, hits: Mapping[str, Hit], stale: Sequence[StaleCache]
-) -> dict[str, Any]:
+
+def listing(cache: TuningCache) -> dict[str, Any]:
     """What `list --json` prints."""
     return {
         "directory": str(cache.directory),
         "fingerprint": to_plain(cache.fingerprint),
-        "entries": [_summary(key, hit) for key, hit in hits.items()],
-        "stale": stale_data(stale),
+        "entries": [_summary(key, hit) for key, hit in cache.entries().items()],
+        "kernels": [_kernel_summary(key, hit) for key, hit in cache.kernel_entries().items()],
+        "stale": stale_data(cache.stale()),
     }
 
 
@@ -46,19 +49,23 @@ def stale_lines(stale: Sequence[StaleCache]) -> list[str]:
     ]
 
 
-def print_listing(cache: TuningCache, hits: Mapping[str, Hit], stale: Sequence[StaleCache]) -> None:
-    """Print the table of all results, then the stale caches."""
+def print_listing(cache: TuningCache) -> None:
+    """Print the table of all GEMM results, the counts of kernel configurations, stale caches."""
     console = make_console()
     console.print(str(cache.fingerprint), markup=False)
+    hits, kernels = cache.entries(), cache.kernel_entries()
     if hits:
         console.print(_result_table(hits))
     else:
         console.print(f"no entries in {cache.path}; run slidesparse search", soft_wrap=True)
-    for line in stale_lines(stale):
+    if kernels:
+        console.print(f"kernels: {len(kernels)} configurations", markup=False)
+        console.print(_kernel_table(kernels))
+    for line in stale_lines(cache.stale()):
         console.print(line, markup=False, soft_wrap=True)
 
 
-def details(key: str, hit: Hit) -> dict[str, Any]:
+def details(key: str, hit: Hit | KernelHit) -> dict[str, Any]:
     """What `show --json` prints of one result."""
     return {"key": key, "from": hit.provenance.value, "result": to_plain(hit.result)}
 
@@ -77,11 +84,30 @@ def print_details(hits: Mapping[str, Hit]) -> None:
             soft_wrap=True,
         )
         console.print(_candidate_table(result))
-        for failure in result.failures:
-            line = f"  failed ({failure.kind}): {failure.candidate.label}: {failure.reason}"
-            console.print(line, markup=False, soft_wrap=True)
+        _print_failures(result)
         for backend, reason in result.left_out.items():
             console.print(f"  left out: {backend}: {reason}", markup=False, soft_wrap=True)
+
+
+def print_kernel_details(key: str, hit: KernelHit) -> None:
+    """Print the ranked configurations of one kernel problem, its default and its failures."""
+    console = make_console()
+    result = hit.result
+    console.print(key, markup=False, soft_wrap=True)
+    console.print(
+        f"{result.problem}; {hit.provenance}, {result.tried} tried, seed {result.seed}, "
+        f"{result.tuned_at or 'date unknown'}",
+        markup=False,
+        soft_wrap=True,
+    )
+    rows = [(str(rank), item) for rank, item in enumerate(result.ranked, 1)]
+    if result.default is not None:
+        rows.append(("default", result.default))
+    table = _table("#", *_COLUMNS, numbers={"#", *_COLUMNS} - {"candidate"})
+    for name, item in rows:
+        table.add_row(name, *_cells(item))
+    console.print(table)
+    _print_failures(result)
 
 
 def verification(verified: Sequence[VerifiedEntry]) -> dict[str, Any]:
@@ -120,6 +146,19 @@ def _summary(key: str, hit: Hit) -> dict[str, Any]:
     }
 
 
+def _kernel_summary(key: str, hit: KernelHit) -> dict[str, Any]:
+    best, default = hit.result.best, hit.result.default
+    return {
+        "key": key,
+        "from": hit.provenance.value,
+        "best": best.candidate.label if best else None,
+        "median_us": best.median_us if best else None,
+        "spread_us": best.spread_us if best else None,
+        "speedup_over_default": default.median_us / best.median_us if best and default else None,
+        "tuned_at": hit.result.tuned_at,
+    }
+
+
 def _ratio(result: ProblemResult) -> float | None:
     """Best dense time over the winner's, from the same race; above 1 the winner is faster."""
     if result.best is None or result.baseline is None:
@@ -146,27 +185,46 @@ def _result_table(hits: Mapping[str, Hit]) -> Table:
     return table
 
 
-def _candidate_table(result: ProblemResult) -> Table:
-    numbers = {"#", "us", "spread us", "TFLOP/s", "error", "workspace", "MHz", "W"}
-    names = ("#", "candidate", "us", "spread us", "TFLOP/s", "error", "workspace", "MHz", "W")
-    table = _table(*names, numbers=numbers)
-    for rank, item in enumerate(result.ranked, 1):
-        table.add_row(str(rank), *_cells(result, item))
-    for item in result.defaults:
-        table.add_row("default", *_cells(result, item))
-    if result.baseline is not None:
-        table.add_row("dense", *_cells(result, result.baseline))
+def _kernel_table(hits: Mapping[str, KernelHit]) -> Table:
+    """One row for all M of a kernel."""
+    kinds: dict[str, list[KernelHit]] = {}
+    for key, hit in hits.items():
+        kinds.setdefault(re.sub(r"-m\d+-", "-", key, count=1), []).append(hit)
+    table = _table("kernel", "M", "from", numbers=set())
+    for kind, found in kinds.items():
+        sizes = " ".join(str(bucket_m(hit.result.problem.m)) for hit in found)
+        origins = ", ".join(sorted({hit.provenance.value for hit in found}))
+        table.add_row(kind, sizes, origins)
     return table
 
 
-def _cells(result: ProblemResult, item: Measurement) -> tuple[str, ...]:
+def _candidate_table(result: ProblemResult) -> Table:
+    rows = [(str(rank), item) for rank, item in enumerate(result.ranked, 1)]
+    rows += [("default", item) for item in result.defaults]
+    if result.baseline is not None:
+        rows.append(("dense", result.baseline))
+    names = ("#", *_COLUMNS, "TFLOP/s")
+    table = _table(*names, numbers={*names} - {"candidate"})
+    for name, item in rows:
+        table.add_row(name, *_cells(item), f"{result.problem.tflops(item.median_us):.1f}")
+    return table
+
+
+def _print_failures(result: ProblemResult | KernelResult) -> None:
+    console = make_console()
+    for failure in result.failures:
+        line = f"  failed ({failure.kind}): {failure.candidate.label}: {failure.reason}"
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def _cells(item: Measurement) -> tuple[str, ...]:
+    """One row of _COLUMNS."""
     from rich.markup import escape
 
     return (
         escape(item.candidate.label),
         f"{item.median_us:.2f}",
         f"{item.spread_us:.2f}",
-        f"{result.problem.tflops(item.median_us):.1f}",
         f"{item.error:.1e}",
         str(item.workspace),
         "" if item.clock_mhz is None else str(item.clock_mhz),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ import pytest
 from slidesparse.devices import CPU, Device
 from slidesparse.pattern import Pattern
 from slidesparse.problem import DType, GemmProblem
-from slidesparse.search.worker import Worker, WorkerCancelled
+from slidesparse.search.driver import SESSION, make_worker
+from slidesparse.worker import Worker, WorkerCancelled
 
 
 class InProcess:
@@ -19,11 +21,9 @@ class InProcess:
 
     alive = True
 
-    def __init__(self, device: Device, specs: tuple[str, ...], seed: int) -> None:
-        from slidesparse.search.session import Session
-
+    def __init__(self, device: Device, factory: str, *arguments: Any) -> None:
         self.device = device
-        self._session = Session(device, specs, seed)
+        self._session = resolve_name(factory)(device, *arguments)
         self._cancelled = False
 
     def call(self, method: str, *arguments: Any, timeout: float) -> Any:
@@ -70,7 +70,7 @@ def start_worker(fakes: Path, seed: int) -> Iterator[Callable[..., Worker]]:
     workers: list[Worker] = []
 
     def make(*specs: str) -> Worker:
-        workers.append(Worker(CPU, specs, seed))
+        workers.append(make_worker(CPU, specs, seed))
         return workers[-1]
 
     yield make
@@ -81,4 +81,4 @@ def start_worker(fakes: Path, seed: int) -> Iterator[Callable[..., Worker]]:
 @pytest.fixture
 def in_process(fakes: Path, seed: int) -> Callable[..., InProcess]:
     """Make workers that live in this process."""
-    return lambda *specs: InProcess(CPU, specs, seed)
+    return lambda *specs: InProcess(CPU, SESSION, specs, seed)

@@ -12,8 +12,9 @@ import torch
 
 from slidesparse.candidate import Candidate
 from slidesparse.errors import CandidateError
-from slidesparse.search.backend import Availability, Runner
+from slidesparse.search.backend import Availability
 from slidesparse.search.cpu import CpuReference, CpuSlid
+from slidesparse.timing import Runner
 
 
 def _segfault(index, stream):

@@ -176,7 +176,7 @@ def test_problems_that_no_backend_takes_are_skipped_with_reasons(run, problem):
 
 def test_a_problem_without_memory_is_skipped_and_the_rest_goes_on(run, problem, monkeypatch):
     from slidesparse.search.session import Session
-    from slidesparse.search.worker import WorkerOutOfMemory
+    from slidesparse.worker import WorkerOutOfMemory
 
     real = Session.open
 

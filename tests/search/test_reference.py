@@ -5,8 +5,9 @@ import torch
 
 from slidesparse.pattern import Pattern
 from slidesparse.problem import DType, GemmProblem, Scales
-from slidesparse.search.operands import TORCH_DTYPES, Operands, make_weight, quantise
+from slidesparse.search.operands import Operands, make_weight, quantise
 from slidesparse.search.reference import Reference, limits_for, poison
+from slidesparse.tensors import TORCH_DTYPES
 
 CPU = torch.device("cpu")
 FORMS = [

@@ -10,10 +10,12 @@ import pytest
 from slidesparse.cache import TuningCache
 from slidesparse.candidate import Candidate, Failure, Measurement, ProblemResult
 from slidesparse.devices import Fingerprint
+from slidesparse.kernel_problem import KernelProblem, KernelResult, Op
 from slidesparse.pattern import Pattern
 from slidesparse.problem import DType, GemmProblem, Scales
 
 MakeResult = Callable[..., ProblemResult]
+MakeKernel = Callable[..., KernelResult]
 
 
 def measurement(backend: str, us: float, sparse: bool = False) -> Measurement:
@@ -45,6 +47,29 @@ def make_result() -> MakeResult:
             seed=7,
             seconds=1.5,
             searched_at="2026-03-03T10:00:00+00:00",
+        )
+
+    return make
+
+
+@pytest.fixture
+def make_kernel() -> MakeKernel:
+    """Build the result of one kernel problem; `us` is the winner's time."""
+
+    def make(
+        op: Op = Op.QUANTIZE, m: int = 16, k: int = 512, pattern: str = "6:8", us: float = 8.0
+    ) -> KernelResult:
+        out = DType.FP8 if op.quantizes else DType.BF16
+        problem = KernelProblem(op, m, k, DType.BF16, out, Pattern.parse(pattern))
+        return KernelResult(
+            problem=problem,
+            ranked=(measurement("triton", us), measurement("triton", us * 1.1)),
+            default=measurement("triton", us * 1.25),
+            failures=(Failure(Candidate("triton", {"num_warps": 32}), "memory", "too much"),),
+            tried=12,
+            seed=7,
+            seconds=1.5,
+            tuned_at="2026-03-03T10:00:00+00:00",
         )
 
     return make

@@ -25,11 +25,12 @@ import resource, signal, sys
 from dataclasses import replace
 from pathlib import Path
 from slidesparse.cache import TuningCache
-from slidesparse.cache_file import read_document
+from slidesparse.cache_file import GEMM, KERNELS, read_document
 
 seed, root, first, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 document = read_document(seed)
-(result,) = document.entries.values()
+section = GEMM if document.of(GEMM) else KERNELS
+(result,) = document.of(section).values()
 cache = TuningCache(root, document.fingerprint)
 print("ready", flush=True)
 sys.stdin.readline()
@@ -38,7 +39,10 @@ if len(sys.argv) > 5:
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[5]),) * 2)
 for n in range(first, first + count):
-    cache.put(replace(result, problem=replace(result.problem, n=n)))
+    if section is GEMM:
+        cache.put(replace(result, problem=replace(result.problem, n=n)))
+    else:
+        cache.put_kernels([replace(result, problem=replace(result.problem, k=64 << n))])
     print(n, flush=True)
 """
 
@@ -101,6 +105,36 @@ def test_writers_at_the_same_time_lose_nothing(
     assert sorted(path.name for path in cache.directory.iterdir()) == [
         "fingerprint.json",
         "gemm.json",
+    ]
+
+
+def test_writers_of_both_kinds_at_the_same_time_lose_nothing(
+    cache: TuningCache,
+    seed_file: Path,
+    children: list[subprocess.Popen[str]],
+    tmp_path: Path,
+    make_kernel: Any,
+) -> None:
+    donor = TuningCache(tmp_path / "kernel donor", cache.fingerprint)
+    donor.put_kernels([make_kernel()])
+    for file in (seed_file, donor.kernels_path):
+        for number in range(WRITERS // 2):
+            start(children, WRITER, file, cache.root, 1 + number * ENTRIES, ENTRIES)
+    for child in children:
+        assert child.stdin is not None
+        child.stdin.write("go\n")
+        child.stdin.flush()
+    for child in children:
+        _, errors = child.communicate(timeout=60)
+        assert (child.returncode, errors) == (0, "")
+    numbers = list(range(1, WRITERS // 2 * ENTRIES + 1))
+    assert sorted(result.problem.n for result in cache.user_entries().values()) == numbers
+    widths = sorted(result.problem.k for result in cache.user_kernels().values())
+    assert widths == [64 << number for number in numbers]
+    assert sorted(path.name for path in cache.directory.iterdir()) == [
+        "fingerprint.json",
+        "gemm.json",
+        "kernels.json",
     ]
 
 

@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 from slidesparse.cache import TuningCache
 from slidesparse.cli.main import cli
 from slidesparse.devices import CPU, Fingerprint, detect
+from slidesparse.kernel_problem import Op
 from slidesparse.serialize import to_plain
 
 KEY = "m16-n256-k512-fp8_e4m3-bf16-tensor-nobias-6:8"
@@ -102,6 +103,21 @@ class TestList:
         (stale,) = data["stale"]
         assert (stale["entries"], stale["path"]) == (1, str(older(own).directory))
 
+    def test_kernels(self, own: TuningCache, make_kernel: Any) -> None:
+        own.put_kernels([make_kernel(m=m) for m in (1024, 64)])
+        own.put_kernels([make_kernel(Op.DEQUANTIZE, pattern="dense")])
+        output = good("list")
+        assert "no entries in" in output
+        assert "kernels: 3 configurations" in output
+        rows = [line.split() for line in output.splitlines()]
+        assert ["quantize-k512-bf16-fp8_e4m3-6:8-plain", "64", "1024", "cached"] in rows
+        assert ["dequantize-k512-bf16-bf16-dense-plain", "16", "cached"] in rows
+        listed = json.loads(good("list", "--json"))["kernels"]
+        assert [row["key"] for row in listed][:2] == [
+            f"quantize-m{m}-k512-bf16-fp8_e4m3-6:8-plain" for m in (64, 1024)
+        ]
+        assert (listed[0]["median_us"], listed[0]["speedup_over_default"]) == (8.0, 1.25)
+
     def test_problem_that_nothing_supports(self, own: TuningCache, make_result: Any) -> None:
         own.put(replace(make_result(), ranked=(), defaults=(), baseline=None))
         assert "nothing supports it" in good("list")
@@ -147,6 +163,19 @@ class TestShow:
         (entry,) = json.loads(good("show", KEY, "--json"))["entries"]
         assert entry == {"key": KEY, "from": "cached", "result": to_plain(make_result())}
 
+    def test_kernel(self, own: TuningCache, make_kernel: Any) -> None:
+        result = make_kernel()
+        own.put_kernels([result])
+        key = result.problem.key
+        output = good("show", key)
+        assert "quantize M=16 K=512 bf16->fp8_e4m3 6:8; cached, 12 tried, seed 7" in output
+        rows = [line.split()[0] for line in output.splitlines()]
+        assert rows[3:6] == ["1", "2", "default"]
+        assert "failed (memory): triton num_warps=32: too much" in output
+        (entry,) = json.loads(good("show", key, "--json"))["entries"]
+        assert entry == {"key": key, "from": "cached", "result": to_plain(result)}
+        assert f"did you mean {key}" in bad("show", key + "x")
+
     def test_unknown_key(self) -> None:
         near = KEY.replace("256", "257")
         assert bad("show", near) == f"Error: no result with key {near!r}, did you mean {KEY}"
@@ -168,7 +197,7 @@ class TestTransfer:
         file = tmp_path / "all.json"
         assert good("export", file) == f"exported 1 entry of {own.fingerprint} to {file}\n"
         other = tmp_path / "other"
-        path = other / own.fingerprint.slug / "gemm.json"
+        path = other / own.fingerprint.slug
         imported = good("import", file, "--cache-dir", other)
         assert imported == f"imported 1 entry into {path}\n"
         again = good("import", file, "--cache-dir", other)
@@ -178,7 +207,9 @@ class TestTransfer:
         assert replaced == f"imported 1 entry into {path}, 1 of them replaced own ones\n"
 
     def test_nothing_to_export(self, own: TuningCache, tmp_path: Path) -> None:
-        expected = f"Error: nothing to export: no entries in {own.path}; run slidesparse search"
+        expected = (
+            f"Error: nothing to export: no entries in {own.directory}; run slidesparse search"
+        )
         assert bad("export", tmp_path / "x.json") == expected
 
     def test_export_to_nowhere(self, own: TuningCache, tmp_path: Path, make_result: Any) -> None:
@@ -234,6 +265,12 @@ class TestClear:
         assert question in refused.output
         assert own.path.exists()
         assert f"removed 1 entry of {own.directory}" in good("clear", stdin="y\n")
+        assert not own.directory.exists()
+
+    def test_kernels_go_too(self, own: TuningCache, make_result: Any, make_kernel: Any) -> None:
+        own.put(make_result())
+        own.put_kernels([make_kernel()])
+        assert f"removed 2 entries of {own.directory}" in good("clear", stdin="y\n")
         assert not own.directory.exists()
 
     def test_yes(self, own: TuningCache, make_result: Any) -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from slidesparse import serialize
 from slidesparse.candidate import Candidate, Failure, Measurement, ProblemResult
 from slidesparse.devices import Fingerprint
+from slidesparse.kernel_problem import KernelProblem, KernelResult, Op
 from slidesparse.pattern import DENSE, Pattern
 from slidesparse.problem import DType, GemmProblem, Scales
 from slidesparse.serialize import DataError, from_plain, to_plain
@@ -97,11 +98,42 @@ def test_result_survives_json(result: ProblemResult) -> None:
     assert json.dumps(to_plain(back)) == text
 
 
-def test_every_noun_survives_json(make_result: Any, fingerprint: Fingerprint) -> None:
-    result = make_result()
+@st.composite
+def kernel_results(draw: st.DrawFn) -> KernelResult:
+    op = draw(st.sampled_from(Op))
+    source = draw(st.sampled_from([DType.BF16, DType.FP16, DType.FP32]))
+    out = draw(st.sampled_from([DType.FP8, DType.INT8])) if op.quantizes else DType.FP16
+    pattern = draw(PATTERNS) if op.quantizes else DENSE
+    residual = "rmsnorm" in op.value and draw(st.booleans())
+    problem = KernelProblem(op, draw(SIZES), draw(SIZES), source, out, pattern, residual)
+    failures = st.builds(Failure, candidates(False), st.sampled_from(["crash", "wrong"]), st.text())
+    return KernelResult(
+        problem=problem,
+        ranked=tuple(draw(st.lists(measurements(False), max_size=3))),
+        default=draw(st.none() | measurements(False)),
+        failures=tuple(draw(st.lists(failures, max_size=2))),
+        tried=draw(st.integers(0, 10**6)),
+        seed=draw(st.integers()),
+        seconds=draw(AMOUNTS),
+        tuned_at=draw(st.text(max_size=64)),
+    )
+
+
+@given(kernel_results())
+def test_kernel_result_survives_json(result: KernelResult) -> None:
+    text = json.dumps(to_plain(result), allow_nan=False)
+    back = from_plain(KernelResult, json.loads(text))
+    assert back == result
+    assert json.dumps(to_plain(back)) == text
+
+
+def test_every_noun_survives_json(
+    make_result: Any, make_kernel: Any, fingerprint: Fingerprint
+) -> None:
+    result, kernel = make_result(), make_kernel()
     best = result.ranked[0]
     nouns = (result.problem, best.candidate, best, result.failures[0], fingerprint, result)
-    for noun in nouns:
+    for noun in (*nouns, kernel.problem, kernel):
         assert from_plain(type(noun), json.loads(json.dumps(to_plain(noun)))) == noun
 
 
@@ -170,6 +202,29 @@ def test_bad_field_is_named(
     assert caught.value.path.startswith(where)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "where", "message"),
+    [
+        ("problem.op", "quantise", "problem.op", "not 'quantise'"),
+        ("problem.k", -1, "problem.k", "input should be greater than 0, not -1"),
+        ("problem.source", "int32", "problem", "quantize cannot read int32; use one of bf16"),
+        ("problem.pattern", "2:8", "problem.pattern", "canonical spelling '6:8'"),
+        ("problem.residual", 1, "problem.residual", "boolean, not 1"),
+        ("ranked.0.candidate.params.tile", None, "ranked.0.candidate.params.tile", "valid"),
+        ("default", [], "default", "input should be a valid dictionary"),
+        ("tuned_at", "x" * 65, "tuned_at", "at most 64 characters"),
+    ],
+)
+def test_bad_field_of_a_kernel_is_named(
+    make_kernel: Any, path: str, value: object, where: str, message: str
+) -> None:
+    plain = to_plain(make_kernel())
+    with pytest.raises(DataError) as caught:
+        from_plain(KernelResult, replaced(plain, path, value))
+    assert caught.value.path.startswith(where)
+    assert message in str(caught.value)
 
 
 def test_missing_field_is_named(make_result: Any) -> None:

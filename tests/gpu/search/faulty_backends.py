@@ -3,10 +3,10 @@
 import torch
 
 from slidesparse.candidate import Candidate
-from slidesparse.search.backend import Runner
 from slidesparse.search.cublaslt import CublasLt
 from slidesparse.search.cublaslt_api import Matmul
 from slidesparse.search.nvidia import host_float
+from slidesparse.timing import Runner
 
 
 class Faulty(CublasLt):

@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import pkgutil
 import signal
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -41,7 +41,7 @@ class WorkerOutOfMemory(SearchError):
 
 
 class WorkerCancelled(Exception):
-    """The search is being stopped; whatever was in flight is nobody's fault."""
+    """The work is being stopped; whatever was in flight is nobody's fault."""
 
 
 @dataclass(frozen=True)
@@ -58,28 +58,28 @@ class _Reply:
 
 
 class Worker:
-    """The parent's handle on one worker process.
+    """The parent's handle on one worker process, in which one session object answers.
 
     Args:
         device: the worker's device.
-        specs: of the backends it loads.
-        seed: of its operands.
+        factory: "module:attribute" of what makes the session there: factory(device, *arguments).
+        arguments: picklable.
     """
 
-    def __init__(self, device: Device, specs: Sequence[str], seed: int) -> None:
+    def __init__(self, device: Device, factory: str, *arguments: Any) -> None:
         """Remember what to start; the process starts with the first call."""
         self.device = device
-        self._start_arguments = (device, tuple(specs), seed)
+        self._start_arguments = (device, factory, arguments)
         self._context = multiprocessing.get_context("spawn")
         self._process: multiprocessing.process.BaseProcess | None = None
         self._pipe: Connection | None = None
         self._cancelled = False
 
     def call(self, method: str, *arguments: Any, timeout: float) -> Any:
-        """Run a Session method in the worker.
+        """Run a method of the session in the worker.
 
         Args:
-            method: name of a public method of Session.
+            method: name of a public method of the session.
             arguments: picklable.
             timeout: in seconds.
 
@@ -231,13 +231,11 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _serve(pipe: Connection, device: Device, specs: Sequence[str], seed: int) -> None:
+def _serve(pipe: Connection, device: Device, factory: str, arguments: tuple[Any, ...]) -> None:
     """Answer requests until the parent closes the pipe or a fault makes the device unusable."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        from slidesparse.search.session import Session
-
-        session = Session(device, specs, seed)
+        session = pkgutil.resolve_name(factory)(device, *arguments)
     except Exception as error:  # Anything here must reach the parent, which has the terminal.
         pipe.send(_Reply("error", _portable(error)))
         return
@@ -268,7 +266,7 @@ def _answer(session: Any, request: _Request) -> _Reply:
         return _Reply("memory", f"host memory: {first_line(error)}")
     except SlideSparseError as error:
         return _Reply("error", error)
-    except Exception as error:  # Whatever a library throws costs its candidate, not the search.
+    except Exception as error:  # Whatever a library throws costs its candidate only.
         text = first_line(error)
         if "DefaultCPUAllocator" in str(error):
             return _Reply("memory", f"host memory: {text}")

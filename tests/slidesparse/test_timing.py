@@ -2,8 +2,7 @@
 
 import time
 
-from slidesparse.search.backend import Runner
-from slidesparse.search.timing import CpuTimed
+from slidesparse.timing import CpuTimed, Runner
 
 
 def test_cpu_samples_are_wall_time_of_one_launch_in_microseconds():

@@ -8,12 +8,12 @@ are sampled in turn, never one after the other: a GPU at its power limit drifts.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
-
-from slidesparse.search.backend import Runner
+if TYPE_CHECKING:
+    import torch
 
 SAMPLE_US = 400.0
 """A sample holds as many launches as fill this many microseconds, at least one per operand set."""
@@ -21,6 +21,22 @@ SAMPLE_US = 400.0
 LONG_FACTOR = 4
 MOST_LAUNCHES = 256
 WARM_UP = 2
+
+
+@dataclass(frozen=True)
+class Runner:
+    """One candidate, ready to launch.
+
+    Args:
+        launch: enqueues one run on operand set `index` and CUDA stream `stream` (a handle, 0 on
+            the CPU); it can be captured in a CUDA graph.
+        workspace: bytes of scratch memory that it holds.
+        makes_output: whether `launch` returns a new output instead of writing the operand set's.
+    """
+
+    launch: Callable[[int, int], Any]
+    workspace: int = 0
+    makes_output: bool = False
 
 
 class Timed(Protocol):
@@ -58,6 +74,8 @@ class GpuTimed:
             The samples' source and a first time in microseconds; a runner whose first time is
             over `patience_us` keeps its short first sample.
         """
+        import torch
+
         timed = cls(runner, sets, stream)
         with torch.cuda.stream(stream):
             for index in range(min(sets, WARM_UP)):
@@ -80,6 +98,8 @@ class GpuTimed:
 
     def enqueue(self) -> None:
         """Start one sample: all launches between two events."""
+        import torch
+
         start, stop = (_event() for _ in range(2))
         with torch.cuda.stream(self.stream):
             start.record(self.stream)
@@ -103,6 +123,8 @@ class GpuTimed:
             self.runner.launch(index, self.stream.cuda_stream)
 
     def _capture(self) -> None:
+        import torch
+
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(self.stream):
             graph.capture_begin(capture_error_mode="thread_local")
@@ -115,6 +137,8 @@ class GpuTimed:
 
 def one_launch(runner: Runner, stream: torch.cuda.Stream) -> float:
     """Microseconds of a single launch outside a graph; short ones are mostly launch overhead."""
+    import torch
+
     start, stop = (_event() for _ in range(2))
     with torch.cuda.stream(stream):
         start.record(stream)
@@ -125,6 +149,8 @@ def one_launch(runner: Runner, stream: torch.cuda.Stream) -> float:
 
 
 def _event() -> torch.cuda.Event:
+    import torch
+
     return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from slidesparse.search.stats import interquartile, settled
+from slidesparse.stats import interquartile, settled
 
 
 @pytest.mark.parametrize(
