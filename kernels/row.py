@@ -1,0 +1,220 @@
+"""What the row kernels share on the device: loading, absmax, rounding, lifting and storing a row.
+
+A program owns whole rows. A row is read once, in chunks that stay in registers while its largest
+magnitude is found; then each chunk is rounded and stored, lifted where the pattern asks for it. A
+chunk covers whole 2N blocks, so the lift never looks outside it: output pair o of a chunk is input
+pair g + g // (N-1) + o % 2 with g = o // 2, which is the rule of slidesparse.pattern for pairs.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
+"""Whether Triton's interpreter runs the kernels: it truncates where the hardware rounds."""
+
+ROUND_SHIFTER = tl.constexpr(12582912.0)
+"""1.5 * 2^23: adding it leaves the nearest integer, ties to even, in the low bits of a float32."""
+
+FP8_TOP = tl.constexpr(448.0)
+INT8_TOP = tl.constexpr(127.0)
+
+FP8_SMALLEST_SCALE = tl.constexpr(1.0 / (448.0 * 512.0))
+"""The bound that vLLM sets too: a row without values of note keeps a scale that divides well."""
+
+INT8_SMALLEST_SCALE = tl.constexpr(2.0**-126)
+"""The smallest normal float32: its inverse is finite."""
+
+
+@triton.jit
+def begin(OVERLAP: tl.constexpr):
+    """Wait for the kernel before this one, and let the one after it come up; for overlap only."""
+    if OVERLAP:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+
+
+@triton.jit
+def offset(row, stride, WIDE: tl.constexpr):
+    """Elements before a row: in 64 bits, since rows x stride passes 2^31 at M = 65536."""
+    if WIDE:
+        return row * tl.cast(stride, tl.int64)
+    return row * stride
+
+
+@triton.jit
+def chunk_columns(CHUNK: tl.constexpr, T: tl.constexpr):
+    """The columns of a chunk, and which of them it covers and the row has."""
+    lane = tl.arange(0, T.block)
+    columns = CHUNK * T.span + lane
+    if T.span == T.block:
+        return columns, columns < T.k
+    return columns, (lane < T.span) & (columns < T.k)
+
+
+@triton.jit
+def load_chunk(row, CHUNK: tl.constexpr, T: tl.constexpr):
+    """A chunk of a row; columns that it does not cover or the row does not have are zero."""
+    columns, inside = chunk_columns(CHUNK, T)
+    if T.span == T.block and (CHUNK + 1) * T.block <= T.k:
+        return tl.load(row + columns)
+    return tl.load(row + columns, mask=inside, other=0)
+
+
+@triton.jit
+def load_scaled(
+    row,
+    row_factor,
+    column_scale_ptr,
+    stride_column_scale,
+    bias_ptr,
+    BIAS: tl.constexpr,
+    CHUNK: tl.constexpr,
+    T: tl.constexpr,
+):
+    """A chunk of a GEMM's unscaled output, scaled back (+ bias): float32."""
+    columns, inside = chunk_columns(CHUNK, T)
+    factor = tl.load(column_scale_ptr + columns * stride_column_scale, mask=inside, other=0.0)
+    x = load_chunk(row, CHUNK, T).to(tl.float32) * row_factor * factor
+    if BIAS:
+        x += load_chunk(bias_ptr, CHUNK, T).to(tl.float32)
+    return x
+
+
+@triton.jit
+def magnitude_bits(x):
+    """The magnitude of float32 values as integers of the same order; NaN is above infinity."""
+    return x.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+
+
+@triton.jit
+def row_scale(largest, INT8: tl.constexpr):
+    """The scale of a row from its largest magnitude, and the factor that undoes it."""
+    # Comparisons let NaN through, which a maximum would drop.
+    if INT8:
+        scale = tl.div_rn(largest, INT8_TOP)
+        inverse = tl.div_rn(INT8_TOP, largest)
+        tiny = scale < INT8_SMALLEST_SCALE
+        scale = tl.where(tiny, INT8_SMALLEST_SCALE, scale)
+        inverse = tl.where(tiny, 1.0 / INT8_SMALLEST_SCALE, inverse)
+    else:
+        scale = tl.div_rn(largest, FP8_TOP)
+        scale = tl.where(scale < FP8_SMALLEST_SCALE, FP8_SMALLEST_SCALE, scale)
+        inverse = tl.div_rn(1.0, scale)
+    return scale, inverse
+
+
+@triton.jit
+def rounded(x, scale, inverse, INT8: tl.constexpr, CLAMP: tl.constexpr):
+    """float32 values as the bytes of their quantised form.
+
+    CLAMP is for a scale that is not the row's own: with its own no value passes the largest.
+    """
+    if INT8:
+        y = x * inverse
+        if CLAMP:
+            y = tl.minimum(tl.maximum(y, -128.0), 127.0)
+        byte = (y + ROUND_SHIFTER).to(tl.int32, bitcast=True).to(tl.int8)
+        if CLAMP:
+            return tl.where(x == x, byte, 0)
+        return tl.where((scale - scale) == 0.0, byte, 0)
+    # Markstein: one correction turns the product with the reciprocal into the correctly rounded
+    # quotient, two multiply-adds instead of a division.
+    y = x * inverse
+    y = tl.fma(tl.fma(-y, scale, x), inverse, y)
+    if CLAMP:
+        # Where the product overflows, the correction is NaN; infinity saturates, NaN stays NaN.
+        y = tl.where(y == y, y, x * inverse)
+        y = tl.where(y > FP8_TOP, FP8_TOP, tl.where(y < -FP8_TOP, -FP8_TOP, y))
+    return fp8_byte(y)
+
+
+@triton.jit
+def fp8_byte(y):
+    """float32 values in [-448, 448] or NaN as the bytes of E4M3, nearest, ties to even."""
+    if not INTERPRETED:
+        return y.to(tl.float8e4nv).to(tl.int8, bitcast=True)
+    bits = y.to(tl.int32, bitcast=True)
+    exponent = tl.maximum(((bits >> 23) & 0xFF) - 127, -6)
+    step = ((exponent + 124) << 23).to(tl.float32, bitcast=True)
+    steps = (tl.abs(y) / step + ROUND_SHIFTER).to(tl.int32, bitcast=True) & 0xFFFF
+    code = tl.where(y == y, tl.minimum((exponent + 6) * 8 + steps, 0x7E), 0x7F)
+    return (code | ((bits >> 24) & 0x80)).to(tl.int8)
+
+
+@triton.jit
+def narrowed(x, DTYPE: tl.constexpr):
+    """float32 values in a narrower type, nearest, ties to even."""
+    if INTERPRETED and DTYPE is tl.bfloat16:
+        bits = x.to(tl.uint32, bitcast=True)
+        bits = tl.where(x == x, bits + 0x7FFF + ((bits >> 16) & 1), 0x7FC00000)
+        return (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    return x.to(DTYPE)
+
+
+@triton.jit
+def sigmoid(x):
+    """1 / (1 + exp(-x)) of float32 values, to about 2 units in the last place."""
+    if INTERPRETED:
+        return 1.0 / (1.0 + tl.exp(-x))
+    # tl.exp and a division guard against denormal results, which 1 + exp(-x) cannot be: ten
+    # instructions an element, on a kernel that has about twenty to stay at memory speed.
+    return tl.inline_asm_elementwise(
+        """
+        {
+            .reg .f32 e;
+            mul.f32 e, $1, 0fBFB8AA3B;
+            ex2.approx.ftz.f32 e, e;
+            add.f32 e, e, 0f3F800000;
+            rcp.approx.ftz.f32 $0, e;
+        }
+        """,
+        constraints="=f,f",
+        args=[x],
+        dtype=tl.float32,
+        is_pure=True,
+        pack=1,
+    )
+
+
+@triton.jit
+def largest_magnitude(values, T: tl.constexpr):
+    """The largest magnitude of a row of float32 chunks; NaN if one of its values is."""
+    bits = magnitude_bits(values[0].to(tl.float32))
+    for chunk in tl.static_range(1, T.chunks):
+        bits = tl.maximum(bits, magnitude_bits(values[chunk].to(tl.float32)))
+    return tl.max(bits, axis=0).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def store_row(
+    values, scale, inverse, q_row, INT8: tl.constexpr, CLAMP: tl.constexpr, T: tl.constexpr
+):
+    """Round the chunks of a row and store them, lifted where the pattern asks for it."""
+    for chunk in tl.static_range(T.chunks):
+        byte = rounded(values[chunk].to(tl.float32), scale, inverse, INT8, CLAMP)
+        if T.windows <= 1:
+            columns = chunk * T.block + tl.arange(0, T.block)
+            if (chunk + 1) * T.block <= T.k_out:
+                tl.store(q_row + columns, byte)
+            else:
+                tl.store(q_row + columns, byte, mask=columns < T.k_out)
+        else:
+            low, high = tl.split(tl.reshape(byte, [T.block // 2, 2]))
+            pairs = (low.to(tl.int16) & 0xFF) | (high.to(tl.int16) << 8)
+            out = tl.arange(0, T.made_block)
+            window = out // 2
+            source = window + window // T.windows + out % 2
+            lifted = tl.gather(pairs, tl.minimum(source, T.block // 2 - 1), axis=0)
+            columns = chunk * T.made + out
+            inside = (out < T.made) & (columns < T.k_out // 2)
+            tl.store(q_row.to(tl.pointer_type(tl.int16)) + columns, lifted, mask=inside)
+
+
+@triton.jit
+def quantize_row(values, q_row, scale_ptr, INT8: tl.constexpr, T: tl.constexpr):
+    """Quantise a row by its own largest magnitude, lift it and store it with its scale."""
+    scale, inverse = row_scale(largest_magnitude(values, T), INT8)
+    tl.store(scale_ptr, scale)
+    store_row(values, scale, inverse, q_row, INT8, False, T)

@@ -1,0 +1,252 @@
+"""silu_mul_quantize: SiLU(gate) * up, quantised and lifted without the product in memory.
+
+The kernel can scale a GEMM's output back on the way in: see dequant_silu_mul_quant.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from slidesparse.errors import KernelError
+from slidesparse.kernel_problem import Op
+from slidesparse.kernels import reference
+from slidesparse.kernels.config import Config, tile_of
+from slidesparse.kernels.launch import (
+    FLOATS,
+    Scaled,
+    check_out_dtype,
+    check_output,
+    check_quantised,
+    check_rows,
+    check_scale_out,
+    config_for,
+    empty_quantised,
+    fill,
+    launch,
+    loops,
+    pattern_of,
+    programs,
+    runs_triton,
+)
+from slidesparse.kernels.row import begin, load_chunk, load_scaled, offset, quantize_row, sigmoid
+from slidesparse.pattern import DENSE, Pattern
+
+
+@triton.jit
+def _row(
+    row,
+    x_ptr,
+    q_ptr,
+    scale_ptr,
+    row_scale_ptr,
+    column_scale_ptr,
+    bias_ptr,
+    stride_x,
+    stride_q,
+    stride_row_scale,
+    stride_column_scale,
+    INT8: tl.constexpr,
+    DEQUANT: tl.constexpr,
+    BIAS: tl.constexpr,
+    T: tl.constexpr,
+):
+    gate_row = x_ptr + offset(row, stride_x, True)
+    up_row = gate_row + T.k
+    values = ()
+    for chunk in tl.static_range(T.chunks):
+        if DEQUANT:
+            factor = tl.load(row_scale_ptr + row * stride_row_scale)
+            gate = load_scaled(
+                gate_row, factor, column_scale_ptr, stride_column_scale, bias_ptr, BIAS, chunk, T
+            )
+            up = load_scaled(
+                up_row,
+                factor,
+                column_scale_ptr + T.k * stride_column_scale,
+                stride_column_scale,
+                bias_ptr + T.k,
+                BIAS,
+                chunk,
+                T,
+            )
+        else:
+            gate = load_chunk(gate_row, chunk, T).to(tl.float32)
+            up = load_chunk(up_row, chunk, T).to(tl.float32)
+        values = values + (gate * sigmoid(gate) * up,)  # noqa: RUF005 (no unpacking in Triton)
+    quantize_row(values, q_ptr + offset(row, stride_q, True), scale_ptr + row, INT8, T)
+
+
+@triton.jit(do_not_specialize=["m"])
+def silu_mul_quantize_kernel(
+    x_ptr,
+    q_ptr,
+    scale_ptr,
+    row_scale_ptr,
+    column_scale_ptr,
+    bias_ptr,
+    m,
+    stride_x,
+    stride_q,
+    stride_row_scale,
+    stride_column_scale,
+    INT8: tl.constexpr,
+    DEQUANT: tl.constexpr,
+    BIAS: tl.constexpr,
+    T: tl.constexpr,
+    LOOP: tl.constexpr,
+    STAGES: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    """One program per row, or a loop over its share of the rows."""
+    begin(OVERLAP)
+    first = tl.program_id(0)
+    last = m if LOOP else first + 1
+    for row in tl.range(first, last, tl.num_programs(0), num_stages=STAGES):
+        _row(
+            row,
+            x_ptr,
+            q_ptr,
+            scale_ptr,
+            row_scale_ptr,
+            column_scale_ptr,
+            bias_ptr,
+            stride_x,
+            stride_q,
+            stride_row_scale,
+            stride_column_scale,
+            INT8,
+            DEQUANT,
+            BIAS,
+            T,
+        )
+
+
+def launch_silu_mul_quantize(
+    x: torch.Tensor,
+    q: torch.Tensor,
+    scale_out: torch.Tensor,
+    pattern: Pattern,
+    config: Config,
+    scaled: Scaled | None = None,
+) -> None:
+    """Start the kernel on checked operands; see `silu_mul_quantize` for what they are."""
+    launch(
+        silu_mul_quantize_kernel,
+        x,
+        config,
+        (programs(x, config),),
+        x,
+        q.view(torch.int8),
+        scale_out,
+        scale_out if scaled is None else scaled.row,
+        scale_out if scaled is None else scaled.column,
+        x if scaled is None or scaled.bias is None else scaled.bias,
+        x.shape[0],
+        x.stride(0),
+        q.stride(0),
+        *((0, 0) if scaled is None else scaled.strides),
+        INT8=q.dtype is torch.int8,
+        DEQUANT=scaled is not None,
+        BIAS=scaled is not None and scaled.bias is not None,
+        T=tile_of(x.shape[1] // 2, pattern, config.block),
+        LOOP=loops(config),
+        STAGES=config.stages,
+    )
+
+
+def check_halves(
+    x: torch.Tensor,
+    name: str,
+    dtypes: tuple[torch.dtype, ...],
+    q: torch.Tensor,
+    scale_out: torch.Tensor,
+    pattern: Pattern,
+) -> None:
+    """Refuse rows [M, 2F] or outputs that do not go together.
+
+    Raises:
+        KernelError: names the tensor, what it is and what is needed.
+        DeviceError: the GPU has no FP8.
+    """
+    check_rows(x, name, dtypes)
+    m, width = x.shape
+    if width % 2:
+        raise KernelError(f"{name} has {width} columns; gate and up need an even number")
+    check_quantised(q.dtype, x)
+    check_output(q, "q", (m, pattern.expanded_k(width // 2)), x)
+    check_scale_out(scale_out, m, x)
+
+
+def _run(x: torch.Tensor, q: torch.Tensor, scale_out: torch.Tensor, block: int) -> None:
+    pattern = pattern_of(block)
+    check_halves(x, "gate_up", FLOATS, q, scale_out, pattern)
+    if x.shape[0] == 0:
+        return
+    if not runs_triton(x):
+        fill(q, scale_out, reference.silu_mul_quantize(x, q.dtype, pattern))
+        return
+    config = config_for(Op.SILU_MUL_QUANTIZE, x, x.shape[1] // 2, q.dtype, pattern)
+    launch_silu_mul_quantize(x, q, scale_out, pattern, config)
+
+
+@torch.library.custom_op("slidesparse::silu_mul_quantize_out", mutates_args=("q", "scale_out"))
+def silu_mul_quantize_out(
+    gate_up: torch.Tensor, q: torch.Tensor, scale_out: torch.Tensor, block: int = 1
+) -> None:
+    """`silu_mul_quantize` into given outputs: q [M, K'] and scale_out [M] float32."""
+    _run(gate_up, q, scale_out, block)
+
+
+@torch.library.custom_op("slidesparse::silu_mul_quantize", mutates_args=())
+def silu_mul_quantize_op(
+    gate_up: torch.Tensor, dtype: torch.dtype, block: int = 1
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`silu_mul_quantize` as torch.compile sees it; block is 2N of the pattern, 1 for dense."""
+    q, scale_out = empty_quantised(gate_up, gate_up.shape[1] // 2, dtype, block)
+    _run(gate_up, q, scale_out, block)
+    return q, scale_out
+
+
+@silu_mul_quantize_out.register_fake
+def _(gate_up: torch.Tensor, q: torch.Tensor, scale_out: torch.Tensor, block: int = 1) -> None:
+    return None
+
+
+@silu_mul_quantize_op.register_fake
+def _(
+    gate_up: torch.Tensor, dtype: torch.dtype, block: int = 1
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return empty_quantised(gate_up, gate_up.shape[1] // 2, dtype, block)
+
+
+def silu_mul_quantize(
+    gate_up: torch.Tensor,
+    dtype: torch.dtype = torch.float8_e4m3fn,
+    pattern: Pattern = DENSE,
+    *,
+    out: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """SiLU(gate) * up in float32, quantised per row and lifted for `pattern`, in one pass.
+
+    Args:
+        gate_up: [M, 2F] bf16, fp16 or fp32, gate in the first F columns; rows may be strided. M = 0
+            gives empty results.
+        dtype: torch.float8_e4m3fn or torch.int8.
+        pattern: whose lift is applied; dense for none.
+        out: (q, scale) to write to.
+
+    Returns:
+        q: [M, K'] of `dtype`, K' = pattern.expanded_k(F); scale: [M] float32. Rounding, zeros, NaN
+        and infinity as `slidesparse.kernels.quantize` says.
+
+    Raises:
+        KernelError: an operand has the wrong shape, dtype, layout or device.
+        DeviceError: the GPU has no FP8.
+    """
+    if out is None:
+        return silu_mul_quantize_op(gate_up, dtype, pattern.block)
+    check_out_dtype(out[0], dtype)
+    silu_mul_quantize_out(gate_up, out[0], out[1], pattern.block)
+    return out
