@@ -49,7 +49,7 @@ def _row(
     q_row = q_ptr + offset(row, stride_q, WIDE)
     values = ()
     for chunk in tl.static_range(T.chunks):
-        values = values + (load_chunk(x_row, chunk, T),)  # noqa: RUF005 (no unpacking in Triton)
+        values = values + (load_chunk(x_row, chunk, T),)  # type: ignore[assignment]  # noqa: RUF005
     if STATIC:
         scale = tl.load(static_ptr)
         tl.store(scale_ptr + row, scale)

@@ -93,14 +93,14 @@ def _row(
             x = hidden.to(tl.float32)
         squares += x * x
         x *= load_chunk(weight_ptr, chunk, T).to(tl.float32)
-        weighted = weighted + (x,)  # noqa: RUF005 (no unpacking in Triton)
+        weighted = weighted + (x,)  # type: ignore[assignment]  # noqa: RUF005
     inverse_rms = tl.rsqrt(tl.sum(squares, axis=0) / T.k + eps)
     largest = largest_magnitude(weighted, T) * inverse_rms
     scale, inverse = row_scale(largest, INT8)
     tl.store(scale_ptr + row, scale)
     values = ()
     for chunk in tl.static_range(T.chunks):
-        values = values + (weighted[chunk] * inverse_rms,)  # noqa: RUF005
+        values = values + (weighted[chunk] * inverse_rms,)  # type: ignore[assignment]  # noqa: RUF005
     store_row(values, scale, inverse, q_row, INT8, False, T)
 
 

@@ -74,7 +74,7 @@ def _row(
         else:
             gate = load_chunk(gate_row, chunk, T).to(tl.float32)
             up = load_chunk(up_row, chunk, T).to(tl.float32)
-        values = values + (gate * sigmoid(gate) * up,)  # noqa: RUF005 (no unpacking in Triton)
+        values = values + (gate * sigmoid(gate) * up,)  # type: ignore[assignment]  # noqa: RUF005
     quantize_row(values, q_ptr + offset(row, stride_q, True), scale_ptr + row, INT8, T)
 
 

@@ -1,0 +1,80 @@
+"""The kernel problems of a model: what surrounds each of its linear layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from slidesparse.kernel_problem import KernelProblem, Op
+from slidesparse.models import LinearLayer, ModelSpec
+from slidesparse.pattern import DENSE, Pattern
+from slidesparse.problem import DType
+
+BEHIND_NORM = ("qkv", "gate_up", "in_proj")
+"""Layers that read the normalised hidden state, by a part of their name."""
+
+ACCUMULATOR = {DType.INT8: DType.INT32, DType.FP8: DType.BF16}
+"""What a GEMM without row and column scales leaves, by the dtype of its operands."""
+
+
+def model_problems(
+    spec: ModelSpec,
+    tp: int,
+    dtype: DType,
+    patterns: tuple[Pattern, ...],
+    tokens: tuple[int, ...],
+    activation: DType = DType.BF16,
+    ops: tuple[Op, ...] = tuple(Op),
+) -> tuple[KernelProblem, ...]:
+    """Every kernel that a model's linear layers may want, one problem per cache key.
+
+    Args:
+        spec: of the model.
+        tp: tensor-parallel size.
+        dtype: of the quantised operands, fp8_e4m3 or int8.
+        patterns: of the weights; dense is always among them.
+        tokens: per batch; a routed expert sees its mean share.
+        activation: dtype of activations, residuals and weights of norms.
+        ops: that are wanted.
+
+    Raises:
+        ModelError: `tp` does not divide what has to be divided.
+    """
+    every = tuple(dict.fromkeys((DENSE, *patterns)))
+    found: dict[str, KernelProblem] = {}
+    for layer in spec.linears(tp):
+        for count in tokens:
+            for problem in _around(layer, spec.hidden, count, dtype, every, activation):
+                if problem.op in ops:
+                    found.setdefault(problem.key, problem)
+    return tuple(sorted(found.values(), key=_order))
+
+
+def _around(
+    layer: LinearLayer,
+    hidden: int,
+    tokens: int,
+    dtype: DType,
+    patterns: tuple[Pattern, ...],
+    activation: DType,
+) -> Iterator[KernelProblem]:
+    """The problems in front of a layer and behind it."""
+    m, raw = layer.rows(tokens), ACCUMULATOR[dtype]
+    yield KernelProblem(Op.DEQUANTIZE, m, layer.n, raw, activation)
+    for pattern in patterns:
+        yield KernelProblem(Op.QUANTIZE, m, layer.k, activation, dtype, pattern)
+        if any(part in layer.name for part in BEHIND_NORM):
+            yield KernelProblem(
+                Op.RMSNORM_QUANTIZE, m, layer.k, activation, dtype, pattern, residual=True
+            )
+        if layer.name.endswith("down"):
+            yield KernelProblem(Op.SILU_MUL_QUANTIZE, m, layer.k, activation, dtype, pattern)
+        if layer.name.endswith("gate_up"):
+            yield KernelProblem(Op.DEQUANT_SILU_MUL_QUANTIZE, m, layer.n // 2, raw, dtype, pattern)
+        elif layer.n == hidden and layer.kind == "dense":
+            yield KernelProblem(
+                Op.DEQUANT_RMSNORM_QUANTIZE, m, layer.n, raw, dtype, pattern, residual=True
+            )
+
+
+def _order(problem: KernelProblem) -> tuple[int, int, int, int]:
+    return (list(Op).index(problem.op), problem.k, problem.pattern.block, problem.m)
