@@ -6,7 +6,7 @@ silu_mul_quant            SiLU(gate) * up, quantise, lift
 dequant                   scale a GEMM's output back
 dequant_rmsnorm_quant     the two in one pass, for a GEMM that could not scale
 dequant_silu_mul_quant    the same in front of SiLU(gate) * up
-pack24                    compress a 2:4 matrix
+pack                      compress a 2:4 matrix
 reference                 what each computes, in plain torch
 row, launch, config       what they share: on the device, on the host, configurations
 """
@@ -14,7 +14,7 @@ row, launch, config       what they share: on the device, on the host, configura
 from slidesparse.kernels.dequant import dequantize
 from slidesparse.kernels.dequant_rmsnorm_quant import dequant_rmsnorm_quantize
 from slidesparse.kernels.dequant_silu_mul_quant import dequant_silu_mul_quantize
-from slidesparse.kernels.pack24 import pack24
+from slidesparse.kernels.pack import pack24
 from slidesparse.kernels.quant import quantize
 from slidesparse.kernels.rmsnorm_quant import rmsnorm_quantize
 from slidesparse.kernels.silu_mul_quant import silu_mul_quantize

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 
+from slidesparse.errors import KernelError
 from slidesparse.kernel_problem import Op
 from slidesparse.kernels import reference
 from slidesparse.kernels.launch import (
@@ -150,7 +151,7 @@ def _empty_hidden(
     """New outputs; the hidden state has the residual's dtype, or else the weight's."""
     kept = weight.dtype if residual is None else residual.dtype
     hidden = torch.empty(a.shape, dtype=kept, device=a.device)
-    return *empty_quantised(a, a.shape[1], dtype, block), hidden
+    return *empty_quantised(a, a.shape[-1], dtype, block), hidden
 
 
 def dequant_rmsnorm_quantize(
@@ -199,6 +200,11 @@ def dequant_rmsnorm_quantize(
     q, scale_out, hidden = out
     check_out_dtype(q, dtype)
     if residual is not None and residual is not hidden:
+        if residual.dtype is not hidden.dtype or residual.shape != hidden.shape:
+            raise KernelError(
+                f"h is {hidden.dtype} {tuple(hidden.shape)} and residual is {residual.dtype} "
+                f"{tuple(residual.shape)}; give both one dtype and shape"
+            )
         hidden.copy_(residual)
     dequant_rmsnorm_quantize_out(
         a,

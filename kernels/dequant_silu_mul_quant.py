@@ -67,7 +67,7 @@ def dequant_silu_mul_quantize_op(
     bias: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`dequant_silu_mul_quantize` as torch.compile sees it."""
-    q, scale_out = empty_quantised(a, a.shape[1] // 2, dtype, block)
+    q, scale_out = empty_quantised(a, a.shape[-1] // 2, dtype, block)
     _run(a, Scaled(row_scale, column_scale, bias), q, scale_out, block)
     return q, scale_out
 
@@ -94,7 +94,7 @@ def _(
     block: int = 1,
     bias: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return empty_quantised(a, a.shape[1] // 2, dtype, block)
+    return empty_quantised(a, a.shape[-1] // 2, dtype, block)
 
 
 def dequant_silu_mul_quantize(

@@ -126,6 +126,21 @@ def check_output(out: torch.Tensor, name: str, shape: tuple[int, int], like: tor
         raise KernelError(f"{name} is on {out.device} and the rows are on {like.device}")
 
 
+def check_q(q: torch.Tensor, m: int, k: int, pattern: Pattern, like: torch.Tensor) -> None:
+    """Refuse a given output for the quantised, lifted form of rows [m, k].
+
+    Raises:
+        KernelError: names what it is and what is needed.
+    """
+    check_output(q, "q", (m, pattern.expanded_k(k)), like)
+    # The lift stores pairs of bytes.
+    if pattern.windows > 1 and (q.storage_offset() % 2 or (m > 1 and q.stride(0) % 2)):
+        raise KernelError(
+            f"q starts {q.storage_offset()} bytes into its memory and its rows are {q.stride(0)} "
+            f"bytes apart; pattern {pattern} needs multiples of 2"
+        )
+
+
 def check_scale_out(scale: torch.Tensor, m: int, like: torch.Tensor) -> None:
     """Refuse an output for scales that is not [M] float32; raises like `check_vector`."""
     check_vector(scale, "the output scale", m, like)

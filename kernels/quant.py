@@ -13,7 +13,7 @@ from slidesparse.kernels.config import Config, tile_of
 from slidesparse.kernels.launch import (
     FLOATS,
     check_out_dtype,
-    check_output,
+    check_q,
     check_quantised,
     check_rows,
     check_scale_out,
@@ -34,17 +34,15 @@ from slidesparse.pattern import DENSE, Pattern
 @triton.jit
 def _row(
     row,
-    x_ptr,
-    q_ptr,
-    scale_ptr,
-    static_ptr,
-    stride_x,
-    stride_q,
+    tensors,
+    strides,
     INT8: tl.constexpr,
     STATIC: tl.constexpr,
     WIDE: tl.constexpr,
     T: tl.constexpr,
 ):
+    x_ptr, q_ptr, scale_ptr, static_ptr = tensors
+    stride_x, stride_q = strides
     x_row = x_ptr + offset(row, stride_x, WIDE)
     q_row = q_ptr + offset(row, stride_q, WIDE)
     values = ()
@@ -77,10 +75,13 @@ def quantize_kernel(
 ):
     """One program per row, or a loop over its share of the rows."""
     begin(OVERLAP)
-    first = tl.program_id(0)
-    last = m if LOOP else first + 1
-    for row in tl.range(first, last, tl.num_programs(0), num_stages=STAGES):
-        _row(row, x_ptr, q_ptr, scale_ptr, static_ptr, stride_x, stride_q, INT8, STATIC, WIDE, T)
+    tensors = (x_ptr, q_ptr, scale_ptr, static_ptr)
+    strides = (stride_x, stride_q)
+    if LOOP:
+        for row in tl.range(tl.program_id(0), m, tl.num_programs(0), num_stages=STAGES):
+            _row(row, tensors, strides, INT8, STATIC, WIDE, T)
+    else:
+        _row(tl.program_id(0), tensors, strides, INT8, STATIC, WIDE, T)
 
 
 def launch_quantize(
@@ -125,7 +126,7 @@ def _run(
     check_rows(x, "x", FLOATS)
     check_quantised(q.dtype, x)
     m, k = x.shape
-    check_output(q, "q", (m, pattern.expanded_k(k)), x)
+    check_q(q, m, k, pattern, x)
     check_scale_out(scale_out, m, x)
     if scale is not None:
         check_vector(scale, "scale", 1, x)
@@ -160,7 +161,7 @@ def quantize_op(
     scale: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`quantize` as torch.compile sees it; block is 2N of the pattern, 1 for dense."""
-    q, scale_out = empty_quantised(x, x.shape[1], dtype, block)
+    q, scale_out = empty_quantised(x, x.shape[-1], dtype, block)
     _run(x, q, scale_out, block, scale)
     return q, scale_out
 
@@ -183,7 +184,7 @@ def _(
     block: int = 1,
     scale: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return empty_quantised(x, x.shape[1], dtype, block)
+    return empty_quantised(x, x.shape[-1], dtype, block)
 
 
 def quantize(

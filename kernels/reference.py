@@ -128,7 +128,7 @@ def dequant_silu_mul_quantize(
 
 
 def pack24(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compress a 2:4 matrix; see slidesparse.kernels.pack24.pack24.
+    """Compress a 2:4 matrix; see slidesparse.kernels.pack.pack24.
 
     Returns:
         values: [N, K/2] of the dtype of w; metadata: [N, K/8] uint8.

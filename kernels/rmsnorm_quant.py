@@ -18,6 +18,7 @@ from slidesparse.kernels.launch import (
     Scaled,
     check_out_dtype,
     check_output,
+    check_q,
     check_quantised,
     check_rows,
     check_scale_out,
@@ -48,21 +49,9 @@ from slidesparse.pattern import DENSE, Pattern
 @triton.jit
 def _row(
     row,
-    x_ptr,
-    residual_ptr,
-    weight_ptr,
-    hidden_ptr,
-    q_ptr,
-    scale_ptr,
-    row_scale_ptr,
-    column_scale_ptr,
-    bias_ptr,
-    stride_x,
-    stride_residual,
-    stride_hidden,
-    stride_q,
-    stride_row_scale,
-    stride_column_scale,
+    tensors,
+    scalings,
+    strides,
     eps,
     INT8: tl.constexpr,
     RESIDUAL: tl.constexpr,
@@ -70,6 +59,9 @@ def _row(
     BIAS: tl.constexpr,
     T: tl.constexpr,
 ):
+    x_ptr, residual_ptr, weight_ptr, hidden_ptr, q_ptr, scale_ptr = tensors
+    row_scale_ptr, column_scale_ptr, bias_ptr, stride_row_scale, stride_column_scale = scalings
+    stride_x, stride_residual, stride_hidden, stride_q = strides
     x_row = x_ptr + offset(row, stride_x, True)
     residual_row = residual_ptr + offset(row, stride_residual, True)
     hidden_row = hidden_ptr + offset(row, stride_hidden, True)
@@ -134,33 +126,14 @@ def rmsnorm_quantize_kernel(
 ):
     """One program per row, or a loop over its share of the rows."""
     begin(OVERLAP)
-    first = tl.program_id(0)
-    last = m if LOOP else first + 1
-    for row in tl.range(first, last, tl.num_programs(0), num_stages=STAGES):
-        _row(
-            row,
-            x_ptr,
-            residual_ptr,
-            weight_ptr,
-            hidden_ptr,
-            q_ptr,
-            scale_ptr,
-            row_scale_ptr,
-            column_scale_ptr,
-            bias_ptr,
-            stride_x,
-            stride_residual,
-            stride_hidden,
-            stride_q,
-            stride_row_scale,
-            stride_column_scale,
-            eps,
-            INT8,
-            RESIDUAL,
-            DEQUANT,
-            BIAS,
-            T,
-        )
+    tensors = (x_ptr, residual_ptr, weight_ptr, hidden_ptr, q_ptr, scale_ptr)
+    scalings = (row_scale_ptr, column_scale_ptr, bias_ptr, stride_row_scale, stride_column_scale)
+    strides = (stride_x, stride_residual, stride_hidden, stride_q)
+    if LOOP:
+        for row in tl.range(tl.program_id(0), m, tl.num_programs(0), num_stages=STAGES):
+            _row(row, tensors, scalings, strides, eps, INT8, RESIDUAL, DEQUANT, BIAS, T)
+    else:
+        _row(tl.program_id(0), tensors, scalings, strides, eps, INT8, RESIDUAL, DEQUANT, BIAS, T)
 
 
 def launch_rmsnorm_quantize(
@@ -226,7 +199,7 @@ def check_norm_operands(
     m, k = x.shape
     check_quantised(q.dtype, x)
     check_vector(weight, "weight", k, x)
-    check_output(q, "q", (m, pattern.expanded_k(k)), x)
+    check_q(q, m, k, pattern, x)
     check_scale_out(scale_out, m, x)
     if hidden is not None:
         check_rows(hidden, "residual", FLOATS)
@@ -282,7 +255,7 @@ def rmsnorm_quantize_op(
     x: torch.Tensor, weight: torch.Tensor, eps: float, dtype: torch.dtype, block: int = 1
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`rmsnorm_quantize` without a residual: q and scale."""
-    q, scale_out = empty_quantised(x, x.shape[1], dtype, block)
+    q, scale_out = empty_quantised(x, x.shape[-1], dtype, block)
     _run(x, weight, eps, q, scale_out, block, None, None)
     return q, scale_out
 
@@ -297,7 +270,7 @@ def add_rmsnorm_quantize_op(
     block: int = 1,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """`rmsnorm_quantize` with a residual: q, scale and the new residual."""
-    q, scale_out = empty_quantised(x, x.shape[1], dtype, block)
+    q, scale_out = empty_quantised(x, x.shape[-1], dtype, block)
     hidden = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     _run(x, weight, eps, q, scale_out, block, residual, hidden)
     return q, scale_out, hidden
@@ -320,7 +293,7 @@ def _(
 def _(
     x: torch.Tensor, weight: torch.Tensor, eps: float, dtype: torch.dtype, block: int = 1
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return empty_quantised(x, x.shape[1], dtype, block)
+    return empty_quantised(x, x.shape[-1], dtype, block)
 
 
 @add_rmsnorm_quantize_op.register_fake
@@ -332,7 +305,7 @@ def _(
     dtype: torch.dtype,
     block: int = 1,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return *empty_quantised(x, x.shape[1], dtype, block), x.new_empty(x.shape)
+    return *empty_quantised(x, x.shape[-1], dtype, block), x.new_empty(x.shape)
 
 
 def rmsnorm_quantize(

@@ -40,7 +40,8 @@ def offset(row, stride, WIDE: tl.constexpr):
     """Elements before a row: in 64 bits, since rows x stride passes 2^31 at M = 65536."""
     if WIDE:
         return row * tl.cast(stride, tl.int64)
-    return row * stride
+    else:
+        return row * stride
 
 
 @triton.jit
@@ -48,9 +49,10 @@ def chunk_columns(CHUNK: tl.constexpr, T: tl.constexpr):
     """The columns of a chunk, and which of them it covers and the row has."""
     lane = tl.arange(0, T.block)
     columns = CHUNK * T.span + lane
-    if T.span == T.block:
-        return columns, columns < T.k
-    return columns, (lane < T.span) & (columns < T.k)
+    inside = columns < T.k
+    if T.span != T.block:
+        inside = (lane < T.span) & inside
+    return columns, inside
 
 
 @triton.jit
@@ -59,7 +61,8 @@ def load_chunk(row, CHUNK: tl.constexpr, T: tl.constexpr):
     columns, inside = chunk_columns(CHUNK, T)
     if T.span == T.block and (CHUNK + 1) * T.block <= T.k:
         return tl.load(row + columns)
-    return tl.load(row + columns, mask=inside, other=0)
+    else:
+        return tl.load(row + columns, mask=inside, other=0)
 
 
 @triton.jit
@@ -106,6 +109,16 @@ def row_scale(largest, INT8: tl.constexpr):
 
 
 @triton.jit
+def multiply_add(x, y, z):
+    """x * y + z of float32 values, rounded once."""
+    if INTERPRETED:
+        # Its own rounds twice, which moves quotients that lie between two codes.
+        return (x.to(tl.float64) * y.to(tl.float64) + z.to(tl.float64)).to(tl.float32)
+    else:
+        return tl.fma(x, y, z)
+
+
+@triton.jit
 def rounded(x, scale, inverse, INT8: tl.constexpr, CLAMP: tl.constexpr):
     """float32 values as the bytes of their quantised form.
 
@@ -116,31 +129,34 @@ def rounded(x, scale, inverse, INT8: tl.constexpr, CLAMP: tl.constexpr):
         if CLAMP:
             y = tl.minimum(tl.maximum(y, -128.0), 127.0)
         byte = (y + ROUND_SHIFTER).to(tl.int32, bitcast=True).to(tl.int8)
+        # Only NaN differs from itself; infinity less itself is NaN.
+        kept = x if CLAMP else scale - scale
+        return tl.where(kept == kept, byte, 0)
+    else:
+        # Markstein: one correction turns the product with the reciprocal into the correctly
+        # rounded quotient, two multiply-adds instead of a division.
+        y = x * inverse
+        # With these signs the correction of -0 is -0: Triton's -x is 0 - x, which has no -0.
+        y = multiply_add(multiply_add(y, scale, -x), -inverse, y)
         if CLAMP:
-            return tl.where(x == x, byte, 0)
-        return tl.where((scale - scale) == 0.0, byte, 0)
-    # Markstein: one correction turns the product with the reciprocal into the correctly rounded
-    # quotient, two multiply-adds instead of a division.
-    y = x * inverse
-    y = tl.fma(tl.fma(-y, scale, x), inverse, y)
-    if CLAMP:
-        # Where the product overflows, the correction is NaN; infinity saturates, NaN stays NaN.
-        y = tl.where(y == y, y, x * inverse)
-        y = tl.where(y > FP8_TOP, FP8_TOP, tl.where(y < -FP8_TOP, -FP8_TOP, y))
-    return fp8_byte(y)
+            # Where the product overflows, the correction is NaN; infinity saturates, NaN stays.
+            y = tl.where(y == y, y, x * inverse)
+            y = tl.where(y > FP8_TOP, FP8_TOP, tl.where(y < -FP8_TOP, -FP8_TOP, y))
+        return fp8_byte(y)
 
 
 @triton.jit
 def fp8_byte(y):
     """float32 values in [-448, 448] or NaN as the bytes of E4M3, nearest, ties to even."""
-    if not INTERPRETED:
+    if INTERPRETED:
+        bits = y.to(tl.int32, bitcast=True)
+        exponent = tl.maximum(((bits >> 23) & 0xFF) - 127, -6)
+        step = ((exponent + 124) << 23).to(tl.float32, bitcast=True)
+        steps = (tl.abs(y) / step + ROUND_SHIFTER).to(tl.int32, bitcast=True) & 0xFFFF
+        code = tl.where(y == y, tl.minimum((exponent + 6) * 8 + steps, 0x7E), 0x7F)
+        return (code | ((bits >> 24) & 0x80)).to(tl.int8)
+    else:
         return y.to(tl.float8e4nv).to(tl.int8, bitcast=True)
-    bits = y.to(tl.int32, bitcast=True)
-    exponent = tl.maximum(((bits >> 23) & 0xFF) - 127, -6)
-    step = ((exponent + 124) << 23).to(tl.float32, bitcast=True)
-    steps = (tl.abs(y) / step + ROUND_SHIFTER).to(tl.int32, bitcast=True) & 0xFFFF
-    code = tl.where(y == y, tl.minimum((exponent + 6) * 8 + steps, 0x7E), 0x7F)
-    return (code | ((bits >> 24) & 0x80)).to(tl.int8)
 
 
 @triton.jit
@@ -150,7 +166,8 @@ def narrowed(x, DTYPE: tl.constexpr):
         bits = x.to(tl.uint32, bitcast=True)
         bits = tl.where(x == x, bits + 0x7FFF + ((bits >> 16) & 1), 0x7FC00000)
         return (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
-    return x.to(DTYPE)
+    else:
+        return x.to(DTYPE)
 
 
 @triton.jit

@@ -17,7 +17,7 @@ from slidesparse.kernels.launch import (
     FLOATS,
     Scaled,
     check_out_dtype,
-    check_output,
+    check_q,
     check_quantised,
     check_rows,
     check_scale_out,
@@ -37,21 +37,15 @@ from slidesparse.pattern import DENSE, Pattern
 @triton.jit
 def _row(
     row,
-    x_ptr,
-    q_ptr,
-    scale_ptr,
-    row_scale_ptr,
-    column_scale_ptr,
-    bias_ptr,
-    stride_x,
-    stride_q,
-    stride_row_scale,
-    stride_column_scale,
+    tensors,
+    strides,
     INT8: tl.constexpr,
     DEQUANT: tl.constexpr,
     BIAS: tl.constexpr,
     T: tl.constexpr,
 ):
+    x_ptr, q_ptr, scale_ptr, row_scale_ptr, column_scale_ptr, bias_ptr = tensors
+    stride_x, stride_q, stride_row_scale, stride_column_scale = strides
     gate_row = x_ptr + offset(row, stride_x, True)
     up_row = gate_row + T.k
     values = ()
@@ -101,26 +95,13 @@ def silu_mul_quantize_kernel(
 ):
     """One program per row, or a loop over its share of the rows."""
     begin(OVERLAP)
-    first = tl.program_id(0)
-    last = m if LOOP else first + 1
-    for row in tl.range(first, last, tl.num_programs(0), num_stages=STAGES):
-        _row(
-            row,
-            x_ptr,
-            q_ptr,
-            scale_ptr,
-            row_scale_ptr,
-            column_scale_ptr,
-            bias_ptr,
-            stride_x,
-            stride_q,
-            stride_row_scale,
-            stride_column_scale,
-            INT8,
-            DEQUANT,
-            BIAS,
-            T,
-        )
+    tensors = (x_ptr, q_ptr, scale_ptr, row_scale_ptr, column_scale_ptr, bias_ptr)
+    strides = (stride_x, stride_q, stride_row_scale, stride_column_scale)
+    if LOOP:
+        for row in tl.range(tl.program_id(0), m, tl.num_programs(0), num_stages=STAGES):
+            _row(row, tensors, strides, INT8, DEQUANT, BIAS, T)
+    else:
+        _row(tl.program_id(0), tensors, strides, INT8, DEQUANT, BIAS, T)
 
 
 def launch_silu_mul_quantize(
@@ -175,7 +156,7 @@ def check_halves(
     if width % 2:
         raise KernelError(f"{name} has {width} columns; gate and up need an even number")
     check_quantised(q.dtype, x)
-    check_output(q, "q", (m, pattern.expanded_k(width // 2)), x)
+    check_q(q, m, width // 2, pattern, x)
     check_scale_out(scale_out, m, x)
 
 
@@ -204,7 +185,7 @@ def silu_mul_quantize_op(
     gate_up: torch.Tensor, dtype: torch.dtype, block: int = 1
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`silu_mul_quantize` as torch.compile sees it; block is 2N of the pattern, 1 for dense."""
-    q, scale_out = empty_quantised(gate_up, gate_up.shape[1] // 2, dtype, block)
+    q, scale_out = empty_quantised(gate_up, gate_up.shape[-1] // 2, dtype, block)
     _run(gate_up, q, scale_out, block)
     return q, scale_out
 
@@ -218,7 +199,7 @@ def _(gate_up: torch.Tensor, q: torch.Tensor, scale_out: torch.Tensor, block: in
 def _(
     gate_up: torch.Tensor, dtype: torch.dtype, block: int = 1
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return empty_quantised(gate_up, gate_up.shape[1] // 2, dtype, block)
+    return empty_quantised(gate_up, gate_up.shape[-1] // 2, dtype, block)
 
 
 def silu_mul_quantize(

@@ -71,8 +71,11 @@ def pack24_op(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor
     rows, k = w.shape
     if k % (4 * GROUPS):
         raise KernelError(f"w has {k} columns; pad them to a multiple of {4 * GROUPS}")
-    if rows > 1 and w.stride(0) % 4:
-        raise KernelError(f"rows of w are {w.stride(0)} bytes apart; a multiple of 4 is needed")
+    if w.stride(0) % 4 or w.storage_offset() % 4:
+        raise KernelError(
+            f"w starts {w.storage_offset()} bytes into its memory and its rows are {w.stride(0)} "
+            "bytes apart; multiples of 4 are needed"
+        )
     values, metadata, overfull = _empty(w)
     overfull.fill_(rows)
     if rows == 0:

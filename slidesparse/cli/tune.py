@@ -1,0 +1,193 @@
+"""slidesparse tune: the fastest configuration of every kernel around the GEMMs of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from slidesparse.cli.main import EXIT_INTERRUPTED
+from slidesparse.cli.options import DTypeName, OpList, PatternList, Seconds, TokenCounts
+from slidesparse.cli.target import open_cache, target_options
+from slidesparse.errors import CacheError, UsageError
+from slidesparse.kernel_problem import KernelProblem, Op
+from slidesparse.pattern import Pattern, parse_patterns
+from slidesparse.problem import SEARCH_M, DType
+
+if TYPE_CHECKING:
+    from slidesparse.cache import TuningCache
+    from slidesparse.devices import Device
+    from slidesparse.kernels.tune import TuneOptions, TuneOutcome
+
+PATTERNS = "dense,2:4,4:6,6:8,8:10"
+
+
+@click.command()
+@click.option(
+    "--model",
+    default="qwen2.5-7b",
+    show_default=True,
+    help="Preset, directory with config.json, or Hugging Face id.",
+)
+@click.option(
+    "--dtype", type=DTypeName(), default="fp8", show_default=True, help="fp8 (E4M3) or int8."
+)
+@click.option("--ops", type=OpList(), help="Comma-separated operations; all unless told.")
+@click.option("--m", "tokens", type=TokenCounts(), help="Token counts. [16,64,256,1024,4096,16384]")
+@click.option(
+    "--patterns", type=PatternList(), default=PATTERNS, show_default=True, help="Lifts to tune."
+)
+@click.option("--tp", type=click.IntRange(min=1), default=1, help="Tensor-parallel size.")
+@target_options
+@click.option(
+    "--effort",
+    type=click.Choice(["normal", "full"]),
+    default="normal",
+    show_default=True,
+    help="full: loops over rows, persistent grids and pipelines too.",
+)
+@click.option("--budget", type=Seconds(), help="Seconds for everything.")
+@click.option("--resume/--fresh", default=True, help="Keep what is cached. [resume]")
+@click.option(
+    "--seed", type=click.IntRange(0, 2**31 - 1), help="Of the random operands; drawn unless told."
+)
+@click.option("--warm", is_flag=True, help="Tune nothing: compile what launches will take.")
+@click.option("--dry-run", is_flag=True, help="List problems and configurations, run nothing.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress and no tables; errors only.")
+def command(
+    model: str,
+    dtype: DType,
+    ops: tuple[Op, ...] | None,
+    tokens: tuple[int, ...] | None,
+    patterns: tuple[Pattern, ...] | str,
+    tp: int,
+    device: str,
+    cache_dir: Path | None,
+    effort: str,
+    budget: float | None,
+    resume: bool,
+    seed: int | None,
+    warm: bool,
+    dry_run: bool,
+    quiet: bool,
+) -> None:
+    """Find the fastest configuration of every kernel around a model's GEMMs and cache it."""
+    from slidesparse.models import load_model
+
+    spec = load_model(model)
+    spec.linears(tp)
+    wanted = parse_patterns(patterns) if isinstance(patterns, str) else patterns
+
+    from slidesparse.kernels.tune import TuneOptions
+    from slidesparse.kernels.workload import model_problems
+
+    problems = model_problems(
+        spec, tp, dtype, wanted, tokens or SEARCH_M, ops=ops if ops is not None else tuple(Op)
+    )
+    if not problems:
+        raise UsageError(f"{spec.name} has no {', '.join(map(str, ops or ()))}; leave out --ops")
+    selected, cache = open_cache(device, cache_dir)
+    options = TuneOptions(full=effort == "full", fresh=not resume, budget_s=budget, seed=seed)
+    if dry_run:
+        _print_space(problems, options)
+        return
+    if not selected.is_gpu:
+        raise UsageError(
+            "kernels are tuned on a GPU; on the CPU they run as torch references, and there is "
+            "nothing to tune (--dry-run lists what would be)"
+        )
+    if warm:
+        _warm(spec.name, problems, selected, cache, quiet)
+        return
+    unwritable = cache.unwritable_reason()
+    if unwritable:
+        raise CacheError(f"cannot write the tuning cache: {unwritable}")
+    _tune(spec.name, problems, selected, cache, options, quiet)
+
+
+def _print_space(problems: Sequence[KernelProblem], options: TuneOptions) -> None:
+    from slidesparse.kernels.config import candidates
+
+    total = 0
+    for problem in problems:
+        count = len(candidates(problem, options.full))
+        total += count
+        click.echo(f"{problem}: {count} configurations")
+    click.echo(f"{len(problems)} problems, {total} configurations; nothing was run")
+
+
+def _warm(
+    name: str,
+    problems: Sequence[KernelProblem],
+    device: Device,
+    cache: TuningCache,
+    quiet: bool,
+) -> None:
+    import time
+
+    from slidesparse.kernels.config import Table, load
+    from slidesparse.kernels.warm import compile_parallel, distinct_jobs, launch_config
+
+    start = time.monotonic()
+    load(device.index, Table(hit.result for hit in cache.kernel_entries().values()))
+    jobs = distinct_jobs((problem, launch_config(problem, device)) for problem in problems)
+    failed = compile_parallel(jobs, device)
+    if failed:
+        raise click.ClickException(
+            f"{len(failed)} of {len(jobs)} kernels do not compile; for example {failed[0]}"
+        )
+    if not quiet:
+        click.echo(
+            f"{len(jobs)} kernels of {name} are compiled for {cache.fingerprint.name} in "
+            f"{time.monotonic() - start:.1f} s; Triton's cache on disk has them for every process"
+        )
+
+
+def _tune(
+    name: str,
+    problems: Sequence[KernelProblem],
+    device: Device,
+    cache: TuningCache,
+    options: TuneOptions,
+    quiet: bool,
+) -> None:
+    from slidesparse.cli.console import make_console
+    from slidesparse.kernels.tune import Tuner
+
+    tuner = Tuner(problems, device, cache, options)
+    console = make_console()
+    if quiet:
+        outcome = tuner.run()
+    else:
+        from slidesparse.cli.tune_progress import TuneProgress
+
+        console.print(
+            f"Tuning {len(problems)} kernel problems of {name} on {cache.fingerprint.name}",
+            soft_wrap=True,
+            markup=False,
+        )
+        with TuneProgress(len(problems), make_console(stderr=True)) as progress:
+            outcome = tuner.run(progress)
+        from slidesparse.cli.tune_table import print_outcome
+
+        print_outcome(outcome, console)
+        console.print(
+            f"{len(outcome.found)} of {len(problems)} problems in {outcome.seconds:.1f} s "
+            f"({outcome.compile_seconds:.1f} s of it compiling), seed {outcome.seed}; "
+            f"cache: {cache.directory}",
+            soft_wrap=True,
+            markup=False,
+        )
+    _finish(outcome)
+
+
+def _finish(outcome: TuneOutcome) -> None:
+    """Exit with 130 if interrupted, 1 if nothing was found."""
+    if outcome.interrupted:
+        click.echo("interrupted; finished work is kept, the same command resumes", err=True)
+        raise SystemExit(EXIT_INTERRUPTED)
+    if not outcome.found:
+        problem, reason = next(iter(outcome.skipped.items()))
+        raise click.ClickException(f"nothing was tuned; for example {problem}: {reason}")

@@ -1,0 +1,39 @@
+"""Progress of tuning on the terminal: kernels compiled, problem i of n."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from slidesparse.cli.progress import ProgressLine
+from slidesparse.kernel_problem import KernelProblem
+from slidesparse.kernels.tune import Tuned, TuneListener
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+class TuneProgress(ProgressLine, TuneListener):
+    """A bar on a terminal, a line now and then elsewhere.
+
+    Args:
+        total: problems.
+        console: standard error.
+    """
+
+    def __init__(self, total: int, console: Console) -> None:
+        """Make the bar; it shows inside `with`."""
+        ProgressLine.__init__(self, total, console)
+
+    def compiling(self, done: int, total: int) -> None:
+        """Show how many kernels are compiled."""
+        self.say(f"compiling {done}/{total}")
+
+    def started(self, problem: KernelProblem, configs: int) -> None:
+        """Show the problem in hand."""
+        self.say(f"{problem}: {configs} configurations")
+
+    def finished(self, problem: KernelProblem, tuned: Tuned | None, reason: str) -> None:
+        """Count the problem; say why if it was skipped."""
+        self.advance()
+        if tuned is None:
+            self.note(f"skipped {problem}: {reason}")
