@@ -126,7 +126,7 @@ def write_json(record: SearchRecord, path: Path) -> None:
             for problem, reason in record.skipped.items()
         ],
     }
-    _write(path, json.dumps(data, indent=1) + "\n")
+    write_text(path, json.dumps(data, indent=1) + "\n")
 
 
 def read_json(path: Path) -> SearchRecord:
@@ -232,7 +232,12 @@ def _rows(record: SearchRecord, item: LayerProblem) -> Sequence[Sequence[object]
     ]
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all; what is no plain file is written to, never replaced.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
     target = path.resolve()
     temporary = target.with_name(target.name + ".part")
     try:

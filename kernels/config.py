@@ -7,6 +7,7 @@ tuned a default serves that works for every shape.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -16,10 +17,12 @@ import triton
 import triton.language as tl
 
 from slidesparse.candidate import Candidate, Param
-from slidesparse.errors import CandidateError
+from slidesparse.errors import CandidateError, SlideSparseError
 from slidesparse.kernel_problem import KernelProblem, KernelResult, Op, bucket_k
 from slidesparse.pattern import EXPANDED_K_ALIGNMENT, Pattern
 from slidesparse.problem import DType, bucket_m
+
+log = logging.getLogger(__name__)
 
 BACKEND = "triton"
 """The name of these kernels' candidates in tables and cache files."""
@@ -127,7 +130,7 @@ def default_config(op: Op, k: int, m: int) -> Config:
     eight values a thread at K = 3584 and forty at 18944.
     """
     if op is Op.DEQUANTIZE:
-        return Config(block=1024, warps=4, rows=1 if m <= 1024 else 4)
+        return Config(block=1024, warps=4) if m <= 1024 else Config(block=2048, warps=8)
     if op is Op.DEQUANT_SILU_MUL_QUANTIZE and m > 256 and k > 8192:
         # Gate, up and their column scales: four streams, and registers for smaller pieces of each.
         return Config(block=512, warps=8)
@@ -251,8 +254,13 @@ def _read(device_index: int) -> Table:
     from slidesparse.cache import TuningCache
     from slidesparse.devices import Device, detect
 
-    cache = TuningCache(None, detect(Device("cuda", device_index)))
-    return Table(hit.result for hit in cache.kernel_entries().values())
+    try:
+        cache = TuningCache(None, detect(Device("cuda", device_index)))
+        return Table(hit.result for hit in cache.kernel_entries().values())
+    except (SlideSparseError, OSError) as error:
+        # A launch must not fail for want of a cache.
+        log.warning("tuned configurations are not used, defaults run: %s", error)
+        return Table()
 
 
 @lru_cache(maxsize=65536)

@@ -18,6 +18,7 @@ from slidesparse.kernels.launch import (
     check_rows,
     config_for,
     launch,
+    needs_wide,
     runs_triton,
 )
 from slidesparse.kernels.row import begin, narrowed, offset
@@ -40,6 +41,7 @@ def dequantize_kernel(
     stride_out,
     BIAS: tl.constexpr,
     RESIDUAL: tl.constexpr,
+    WIDE: tl.constexpr,
     N: tl.constexpr,
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
@@ -56,15 +58,15 @@ def dequantize_kernel(
         row = tl.program_id(0) * ROWS + i
         here = inside & (row < m)
         scale = tl.load(row_scale_ptr + row * stride_row_scale, mask=row < m, other=0.0)
-        a = tl.load(a_ptr + offset(row, stride_a, True) + columns, mask=here, other=0)
+        a = tl.load(a_ptr + offset(row, stride_a, WIDE) + columns, mask=here, other=0)
         y = a.to(tl.float32) * scale * factor
         if BIAS:
             y += bias
         if RESIDUAL:
-            added = residual_ptr + offset(row, stride_residual, True) + columns
+            added = residual_ptr + offset(row, stride_residual, WIDE) + columns
             y += tl.load(added, mask=here, other=0.0).to(tl.float32)
         made = narrowed(y, out_ptr.dtype.element_ty)
-        tl.store(out_ptr + offset(row, stride_out, True) + columns, made, mask=here)
+        tl.store(out_ptr + offset(row, stride_out, WIDE) + columns, made, mask=here)
 
 
 def launch_dequantize(
@@ -73,8 +75,9 @@ def launch_dequantize(
     residual: torch.Tensor | None,
     out: torch.Tensor,
     config: Config,
+    wide: bool | None = None,
 ) -> None:
-    """Start the kernel on checked operands; see `dequantize` for what they are."""
+    """Start the kernel on checked operands; `wide` overrides what their size asks for."""
     m, n = a.shape
     added = a if residual is None else residual
     launch(
@@ -95,6 +98,7 @@ def launch_dequantize(
         out.stride(0),
         BIAS=scaled.bias is not None,
         RESIDUAL=residual is not None,
+        WIDE=needs_wide(a, added, out) if wide is None else wide,
         N=n,
         BLOCK=config.block,
         ROWS=config.rows,

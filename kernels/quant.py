@@ -23,6 +23,7 @@ from slidesparse.kernels.launch import (
     fill,
     launch,
     loops,
+    needs_wide,
     pattern_of,
     programs,
     runs_triton,
@@ -91,9 +92,9 @@ def launch_quantize(
     scale: torch.Tensor | None,
     pattern: Pattern,
     config: Config,
-    wide: bool = True,
+    wide: bool | None = None,
 ) -> None:
-    """Start the kernel on checked operands; see `quantize` for what they are."""
+    """Start the kernel on checked operands; `wide` overrides what their size asks for."""
     launch(
         quantize_kernel,
         x,
@@ -108,7 +109,7 @@ def launch_quantize(
         q.stride(0),
         INT8=q.dtype is torch.int8,
         STATIC=scale is not None,
-        WIDE=wide,
+        WIDE=needs_wide(x, q) if wide is None else wide,
         T=tile_of(x.shape[1], pattern, config.block),
         LOOP=loops(config),
         STAGES=config.stages,

@@ -28,6 +28,7 @@ from slidesparse.kernels.launch import (
     fill,
     launch,
     loops,
+    needs_wide,
     pattern_of,
     programs,
     runs_triton,
@@ -57,15 +58,16 @@ def _row(
     RESIDUAL: tl.constexpr,
     DEQUANT: tl.constexpr,
     BIAS: tl.constexpr,
+    WIDE: tl.constexpr,
     T: tl.constexpr,
 ):
     x_ptr, residual_ptr, weight_ptr, hidden_ptr, q_ptr, scale_ptr = tensors
     row_scale_ptr, column_scale_ptr, bias_ptr, stride_row_scale, stride_column_scale = scalings
     stride_x, stride_residual, stride_hidden, stride_q = strides
-    x_row = x_ptr + offset(row, stride_x, True)
-    residual_row = residual_ptr + offset(row, stride_residual, True)
-    hidden_row = hidden_ptr + offset(row, stride_hidden, True)
-    q_row = q_ptr + offset(row, stride_q, True)
+    x_row = x_ptr + offset(row, stride_x, WIDE)
+    residual_row = residual_ptr + offset(row, stride_residual, WIDE)
+    hidden_row = hidden_ptr + offset(row, stride_hidden, WIDE)
+    q_row = q_ptr + offset(row, stride_q, WIDE)
     weighted = ()
     squares = tl.zeros([T.block], tl.float32)
     for chunk in tl.static_range(T.chunks):
@@ -119,6 +121,7 @@ def rmsnorm_quantize_kernel(
     RESIDUAL: tl.constexpr,
     DEQUANT: tl.constexpr,
     BIAS: tl.constexpr,
+    WIDE: tl.constexpr,
     T: tl.constexpr,
     LOOP: tl.constexpr,
     STAGES: tl.constexpr,
@@ -131,9 +134,21 @@ def rmsnorm_quantize_kernel(
     strides = (stride_x, stride_residual, stride_hidden, stride_q)
     if LOOP:
         for row in tl.range(tl.program_id(0), m, tl.num_programs(0), num_stages=STAGES):
-            _row(row, tensors, scalings, strides, eps, INT8, RESIDUAL, DEQUANT, BIAS, T)
+            _row(row, tensors, scalings, strides, eps, INT8, RESIDUAL, DEQUANT, BIAS, WIDE, T)
     else:
-        _row(tl.program_id(0), tensors, scalings, strides, eps, INT8, RESIDUAL, DEQUANT, BIAS, T)
+        _row(
+            tl.program_id(0),
+            tensors,
+            scalings,
+            strides,
+            eps,
+            INT8,
+            RESIDUAL,
+            DEQUANT,
+            BIAS,
+            WIDE,
+            T,
+        )
 
 
 def launch_rmsnorm_quantize(
@@ -147,8 +162,12 @@ def launch_rmsnorm_quantize(
     residual: torch.Tensor | None = None,
     hidden: torch.Tensor | None = None,
     scaled: Scaled | None = None,
+    wide: bool | None = None,
 ) -> None:
-    """Start the kernel on checked operands; `hidden` is the new residual, may be the old one."""
+    """Start the kernel on checked operands.
+
+    `hidden` is the new residual, may be the old one; `wide` overrides what their size asks for.
+    """
     store = x if hidden is None else hidden
     add = x if residual is None else residual
     launch(
@@ -176,6 +195,7 @@ def launch_rmsnorm_quantize(
         RESIDUAL=residual is not None,
         DEQUANT=scaled is not None,
         BIAS=scaled is not None and scaled.bias is not None,
+        WIDE=needs_wide(x, add, store, q) if wide is None else wide,
         T=tile_of(x.shape[1], pattern, config.block),
         LOOP=loops(config),
         STAGES=config.stages,

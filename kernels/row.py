@@ -110,7 +110,7 @@ def row_scale(largest, INT8: tl.constexpr):
 
 @triton.jit
 def multiply_add(x, y, z):
-    """x * y + z of float32 values, rounded once."""
+    """Multiply and add float32 values, rounding once: x * y + z."""
     if INTERPRETED:
         # Its own rounds twice, which moves quotients that lie between two codes.
         return (x.to(tl.float64) * y.to(tl.float64) + z.to(tl.float64)).to(tl.float32)

@@ -26,6 +26,7 @@ from slidesparse.kernels.launch import (
     fill,
     launch,
     loops,
+    needs_wide,
     pattern_of,
     programs,
     runs_triton,
@@ -42,11 +43,12 @@ def _row(
     INT8: tl.constexpr,
     DEQUANT: tl.constexpr,
     BIAS: tl.constexpr,
+    WIDE: tl.constexpr,
     T: tl.constexpr,
 ):
     x_ptr, q_ptr, scale_ptr, row_scale_ptr, column_scale_ptr, bias_ptr = tensors
     stride_x, stride_q, stride_row_scale, stride_column_scale = strides
-    gate_row = x_ptr + offset(row, stride_x, True)
+    gate_row = x_ptr + offset(row, stride_x, WIDE)
     up_row = gate_row + T.k
     values = ()
     for chunk in tl.static_range(T.chunks):
@@ -69,7 +71,7 @@ def _row(
             gate = load_chunk(gate_row, chunk, T).to(tl.float32)
             up = load_chunk(up_row, chunk, T).to(tl.float32)
         values = values + (gate * sigmoid(gate) * up,)  # type: ignore[assignment]  # noqa: RUF005
-    quantize_row(values, q_ptr + offset(row, stride_q, True), scale_ptr + row, INT8, T)
+    quantize_row(values, q_ptr + offset(row, stride_q, WIDE), scale_ptr + row, INT8, T)
 
 
 @triton.jit(do_not_specialize=["m"])
@@ -88,6 +90,7 @@ def silu_mul_quantize_kernel(
     INT8: tl.constexpr,
     DEQUANT: tl.constexpr,
     BIAS: tl.constexpr,
+    WIDE: tl.constexpr,
     T: tl.constexpr,
     LOOP: tl.constexpr,
     STAGES: tl.constexpr,
@@ -99,9 +102,9 @@ def silu_mul_quantize_kernel(
     strides = (stride_x, stride_q, stride_row_scale, stride_column_scale)
     if LOOP:
         for row in tl.range(tl.program_id(0), m, tl.num_programs(0), num_stages=STAGES):
-            _row(row, tensors, strides, INT8, DEQUANT, BIAS, T)
+            _row(row, tensors, strides, INT8, DEQUANT, BIAS, WIDE, T)
     else:
-        _row(tl.program_id(0), tensors, strides, INT8, DEQUANT, BIAS, T)
+        _row(tl.program_id(0), tensors, strides, INT8, DEQUANT, BIAS, WIDE, T)
 
 
 def launch_silu_mul_quantize(
@@ -111,8 +114,9 @@ def launch_silu_mul_quantize(
     pattern: Pattern,
     config: Config,
     scaled: Scaled | None = None,
+    wide: bool | None = None,
 ) -> None:
-    """Start the kernel on checked operands; see `silu_mul_quantize` for what they are."""
+    """Start the kernel on checked operands; `wide` overrides what their size asks for."""
     launch(
         silu_mul_quantize_kernel,
         x,
@@ -131,6 +135,7 @@ def launch_silu_mul_quantize(
         INT8=q.dtype is torch.int8,
         DEQUANT=scaled is not None,
         BIAS=scaled is not None and scaled.bias is not None,
+        WIDE=needs_wide(x, q) if wide is None else wide,
         T=tile_of(x.shape[1] // 2, pattern, config.block),
         LOOP=loops(config),
         STAGES=config.stages,

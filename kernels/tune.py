@@ -11,6 +11,7 @@ from datetime import datetime, timezone
 from slidesparse.cache import TuningCache
 from slidesparse.candidate import Candidate, Failure, Measurement, Provenance
 from slidesparse.devices import Device
+from slidesparse.errors import CandidateError
 from slidesparse.kernel_problem import KernelProblem, KernelResult
 from slidesparse.kernels.config import Config, candidates, default_config
 from slidesparse.kernels.warm import Job, compile_parallel, distinct_jobs
@@ -127,14 +128,15 @@ class Tuner:
         listener = listener or TuneListener()
         start = time.monotonic()
         deadline = None if self._options.budget_s is None else start + self._options.budget_s
-        open_ = [problem for problem in self.problems if not self._cached(problem, listener)]
         try:
+            open_ = [problem for problem in self.problems if not self._cached(problem, listener)]
             if self._ahead and open_:
                 self._compile(open_, listener)
                 self.outcome.compile_seconds = round(time.monotonic() - start, 3)
             for problem in open_:
                 if deadline is not None and time.monotonic() > deadline:
-                    self._skip(problem, "the budget is spent", listener)
+                    spent = f"the budget of {self._options.budget_s:g} s is spent"
+                    self._skip(problem, spent, listener)
                     continue
                 listener.started(problem, len(self.space(problem)))
                 try:
@@ -149,12 +151,16 @@ class Tuner:
             self._worker.cancel()
         finally:
             self._worker.stop()
+        found = self.outcome.found
+        self.outcome.found = {
+            problem: found[problem] for problem in self.problems if problem in found
+        }
         self.outcome.seconds = round(time.monotonic() - start, 3)
         return self.outcome
 
     def _cached(self, problem: KernelProblem, listener: TuneListener) -> bool:
         hit = None if self._options.fresh else self.cache.get_kernel(problem)
-        if hit is None or hit.result.problem != problem or hit.result.best is None:
+        if hit is None or hit.result.problem != problem or not _readable(hit.result):
             return False
         tuned = Tuned(hit.result, hit.provenance)
         self.outcome.found[problem] = tuned
@@ -201,7 +207,8 @@ class Tuner:
                 config = Config.of(best.candidate)
                 if not config.overlap:
                     pairs[problem] = (config, replace(config, overlap=True))
-        if self._ahead:
+        in_time = deadline is None or time.monotonic() <= deadline
+        if self._ahead and in_time:
             jobs = distinct_jobs((problem, pair[1]) for problem, pair in pairs.items())
             compile_parallel(jobs, self.device)
         for problem, pair in pairs.items():
@@ -212,23 +219,36 @@ class Tuner:
     def _try_overlap(self, problem: KernelProblem, plain: Config, overlapped: Config) -> None:
         """Race a winner against its overlapped self, and file the order if that changed it."""
         result = self.outcome.found[problem].result
-        outcome = self._screen(problem, overlapped.candidate)
-        if isinstance(outcome, Failure):
-            new = replace(result, failures=(*result.failures, outcome), tried=result.tried + 1)
-        else:
-            pair = (plain.candidate, overlapped.candidate)
-            try:
-                raced = self._worker.call("race", problem, pair, ROUNDS, timeout=TIMEOUT)
-            except (WorkerDied, WorkerTimeout, WorkerOutOfMemory):
-                return
-            # Only a gain that shows is worth another way of launching.
-            usual, other = raced
-            spread = max(usual.spread_us, other.spread_us) / 2
-            helps = other.median_us < usual.median_us - spread
-            first = (other, usual) if helps else (usual, other)
-            new = replace(result, ranked=(*first, *result.ranked[1:]), tried=result.tried + 1)
+        try:
+            outcome = self._screen(problem, overlapped.candidate)
+            if isinstance(outcome, Failure):
+                new = replace(result, failures=(*result.failures, outcome), tried=result.tried + 1)
+            else:
+                new = self._race_overlap(problem, result, plain.candidate, overlapped.candidate)
+        except (WorkerDied, WorkerTimeout, WorkerOutOfMemory):
+            return
         self.cache.put_kernels([new])
         self.outcome.found[problem] = Tuned(new, Provenance.MEASURED)
+
+    def _race_overlap(
+        self, problem: KernelProblem, result: KernelResult, plain: Candidate, overlapped: Candidate
+    ) -> KernelResult:
+        """The result after a race of these two and the default, whose times go together."""
+        default = () if result.default is None else (result.default.candidate,)
+        runners = tuple(dict.fromkeys((plain, overlapped, *default)))
+        raced = self._worker.call("race", problem, runners, ROUNDS, timeout=TIMEOUT)
+        times = {measurement.candidate: measurement for measurement in raced}
+        tried = result.tried + 1
+        if len(times) < len(runners):
+            return replace(result, tried=tried)
+        # Only a gain that shows is worth another way of launching.
+        usual, other = times[plain], times[overlapped]
+        spread = max(usual.spread_us, other.spread_us) / 2
+        helps = other.median_us < usual.median_us - spread
+        first = (other, usual) if helps else (usual, other)
+        rest = tuple(times.get(m.candidate, m) for m in result.ranked[1:])
+        usual_default = times[default[0]] if default else None
+        return replace(result, ranked=(*first, *rest), default=usual_default, tried=tried)
 
     def _screen(self, problem: KernelProblem, candidate: Candidate) -> Measurement | Failure:
         try:
@@ -243,7 +263,7 @@ class Tuner:
     def _race(
         self, problem: KernelProblem, screened: list[Measurement]
     ) -> tuple[tuple[Measurement, ...], Measurement | None]:
-        """Race the close ones and the default; without a race their screening times count."""
+        """Race the close ones and the default; if that fails their screening times count."""
         if not screened:
             return (), None
         ranked = sorted(screened, key=lambda m: m.median_us)
@@ -254,8 +274,8 @@ class Tuner:
             runners.append(usual)
         try:
             raced = self._worker.call("race", problem, tuple(runners), ROUNDS, timeout=TIMEOUT)
-        except (WorkerDied, WorkerTimeout):
-            raced = near
+        except (WorkerDied, WorkerTimeout, WorkerOutOfMemory):
+            raced = [m for m in ranked if m.candidate in runners]
         ranked = sorted(raced, key=lambda m: m.median_us)
         default = next((m for m in ranked if m.candidate == usual), None)
         return tuple(ranked), default
@@ -263,7 +283,7 @@ class Tuner:
     def _file(self, result: KernelResult, listener: TuneListener) -> None:
         problem = result.problem
         if result.best is None:
-            reason = result.failures[0].reason if result.failures else "nothing was tried"
+            reason = result.failures[0].reason if result.failures else "none could be timed again"
             self._skip(problem, f"no configuration works: {reason}", listener)
             return
         self.cache.put_kernels([result])
@@ -274,6 +294,17 @@ class Tuner:
     def _skip(self, problem: KernelProblem, reason: str, listener: TuneListener) -> None:
         self.outcome.skipped[problem] = reason
         listener.finished(problem, None, reason)
+
+
+def _readable(result: KernelResult) -> bool:
+    """Whether the winner is a configuration that a launch can take."""
+    if result.best is None:
+        return False
+    try:
+        Config.of(result.best.candidate)
+    except CandidateError:
+        return False
+    return True
 
 
 def gain(result: KernelResult) -> float | None:

@@ -15,6 +15,7 @@ from slidesparse.kernels.case import Case
 from slidesparse.kernels.config import Config
 from slidesparse.stats import interquartile
 from slidesparse.timing import GpuTimed, Runner
+from slidesparse.worker import first_line, is_device_fault
 
 SCREEN_SAMPLES = 3
 PATIENCE = 2.0
@@ -48,15 +49,40 @@ class KernelSession:
         config = Config.of(candidate)
         try:
             wrong = case.wrong(config)
+            if wrong is not None:
+                return Failure(candidate, "wrong", wrong)
+            return self._time(case, candidate, config)
         except torch.cuda.OutOfMemoryError:
             raise
         except Exception as error:
             # Compilers and launchers have error classes of their own; a lost device is not theirs.
-            if "cuda error" in str(error).lower():
+            if is_device_fault(error):
                 raise
-            return Failure(candidate, "refused", f"{type(error).__name__}: {_line(error)}")
-        if wrong is not None:
-            return Failure(candidate, "wrong", wrong)
+            return Failure(candidate, "refused", f"{type(error).__name__}: {first_line(error)}")
+
+    def race(
+        self, problem: KernelProblem, candidates: Sequence[Candidate], rounds: int
+    ) -> tuple[Measurement, ...]:
+        """Time screened configurations in turn, `rounds` samples each.
+
+        One that has to be screened again and fails then is left out.
+        """
+        self._open(problem)
+        for candidate in candidates:
+            if candidate not in self._ready:
+                # Another process screened it, or it was too slow to be kept then.
+                self._best = math.inf
+                self.screen(problem, candidate)
+        ready = {c: self._ready[c] for c in candidates if c in self._ready}
+        for _ in range(rounds):
+            for timed in ready.values():
+                timed.enqueue()
+        return tuple(
+            self._measurement(candidate, timed.collect(), timed)
+            for candidate, timed in ready.items()
+        )
+
+    def _time(self, case: Case, candidate: Candidate, config: Config) -> Measurement:
         runner = Runner(lambda index, _stream: case.run(config, index))
         patience = PATIENCE * self._best
         timed, first = GpuTimed.make(runner, len(case.sets), self._stream, patience)
@@ -68,25 +94,6 @@ class KernelSession:
         self._best = min(self._best, measurement.median_us)
         self._ready[candidate] = timed
         return measurement
-
-    def race(
-        self, problem: KernelProblem, candidates: Sequence[Candidate], rounds: int
-    ) -> tuple[Measurement, ...]:
-        """Time screened configurations in turn, `rounds` samples each."""
-        self._open(problem)
-        for candidate in candidates:
-            if candidate not in self._ready:
-                # Another process screened it, or it was too slow to be kept then.
-                self._best = math.inf
-                self.screen(problem, candidate)
-        ready = [self._ready[candidate] for candidate in candidates]
-        for _ in range(rounds):
-            for timed in ready:
-                timed.enqueue()
-        return tuple(
-            self._measurement(candidate, timed.collect(), timed)
-            for candidate, timed in zip(candidates, ready, strict=True)
-        )
 
     def _open(self, problem: KernelProblem) -> Case:
         if self._case is None or self._case.problem != problem:
@@ -109,8 +116,3 @@ class KernelSession:
             worst=0.0,
             cold_l2=timed.sets > 1,
         )
-
-
-def _line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [""]
-    return lines[0][:300]

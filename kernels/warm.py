@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
-import signal
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
+from queue import SimpleQueue
 
 from slidesparse.devices import Device
-from slidesparse.kernel_problem import KernelProblem
+from slidesparse.kernel_problem import KernelProblem, Op
 from slidesparse.kernels.config import Config, chosen
-from slidesparse.problem import bucket_m
+from slidesparse.problem import INT32_MAX, bucket_m
+from slidesparse.worker import (
+    Worker,
+    WorkerDied,
+    WorkerOutOfMemory,
+    WorkerTimeout,
+    first_line,
+    is_device_fault,
+)
 
 log = logging.getLogger(__name__)
 
-Job = tuple[KernelProblem, Config]
+Job = tuple[KernelProblem, Config, bool]
+"""A kernel to compile: on a few rows, with 64-bit offsets or without."""
+
+COMPILER = "slidesparse.kernels.warm:Compiler"
+TIMEOUT = 180.0
+"""Seconds for one kernel, the start of CUDA included; most take one or two."""
 
 FEW_ROWS = 2
-"""Rows of the launch that compiles: the code of a kernel does not depend on their number."""
+"""Rows of the launch that compiles: beyond a single one the code does not depend on them."""
 
 MOST_PROCESSES = 16
 MIB_PER_PROCESS = 1024
@@ -46,7 +57,7 @@ def warm(problems: Sequence[KernelProblem], device: Device) -> int:
 def launch_config(problem: KernelProblem, device: Device) -> Config:
     """The configuration that a launch of the problem takes on the device, tuned or default."""
     return chosen(
-        device.index,
+        device.index if device.is_gpu else -1,
         problem.op,
         bucket_m(problem.m),
         problem.k,
@@ -57,9 +68,20 @@ def launch_config(problem: KernelProblem, device: Device) -> Config:
     )
 
 
-def distinct_jobs(jobs: Iterable[Job]) -> list[Job]:
-    """Jobs without repetitions: what differs in M only compiles to the same code."""
-    return list(dict.fromkeys((replace(problem, m=FEW_ROWS), config) for problem, config in jobs))
+def distinct_jobs(launches: Iterable[tuple[KernelProblem, Config]]) -> list[Job]:
+    """Without repetitions: of M the code depends on one row or more, and the width of offsets."""
+    jobs = (
+        (replace(problem, m=min(problem.m, FEW_ROWS)), config, passes_int32(problem))
+        for problem, config in launches
+    )
+    return list(dict.fromkeys(jobs))
+
+
+def passes_int32(problem: KernelProblem) -> bool:
+    """Whether a tensor of the problem has more elements than 32 bits can count."""
+    halves = 2 if problem.op in (Op.SILU_MUL_QUANTIZE, Op.DEQUANT_SILU_MUL_QUANTIZE) else 1
+    width = max(halves * problem.k, problem.pattern.expanded_k(problem.k))
+    return problem.m * width > INT32_MAX
 
 
 def compile_parallel(
@@ -67,7 +89,8 @@ def compile_parallel(
 ) -> list[str]:
     """Compile into Triton's cache on disk, with several processes where that pays.
 
-    A kernel that cannot be compiled, or a process that dies of it, costs the others nothing.
+    A kernel that cannot be compiled, or a process that dies or hangs of it, costs the others
+    nothing.
 
     Args:
         jobs: distinct ones.
@@ -76,51 +99,89 @@ def compile_parallel(
 
     Returns:
         One line per kernel that was not compiled, with the reason.
+
+    Raises:
+        SearchError: the processes do not start.
     """
-    pool = ProcessPoolExecutor(
-        _processes(len(jobs), device),
-        mp_context=multiprocessing.get_context("spawn"),
-        # Ctrl-C reaches the whole group of processes; only the parent decides what to do about it.
-        initializer=signal.signal,
-        initargs=(signal.SIGINT, signal.SIG_IGN),
-    )
+    if not jobs:
+        return []
+    workers = [Worker(device, COMPILER) for _ in range(_processes(len(jobs), device))]
+    idle: SimpleQueue[Worker] = SimpleQueue()
+    for worker in workers:
+        idle.put(worker)
+
+    def compile_one(job: Job) -> str:
+        worker = idle.get()
+        try:
+            return _ask(worker, job)
+        finally:
+            idle.put(worker)
+
     failed = []
+    threads = ThreadPoolExecutor(len(workers))
     try:
-        futures = {pool.submit(_try_compile, job, device): job for job in jobs}
+        futures = [threads.submit(compile_one, job) for job in jobs]
         for number, future in enumerate(as_completed(futures), start=1):
-            try:
-                reason = future.result()
-            except BrokenProcessPool as error:
-                reason = f"{futures[future]}: {error}"
+            reason = future.result()
             if reason:
                 log.info("not compiled ahead: %s", reason)
                 failed.append(reason)
             done(number)
-    except BrokenProcessPool as error:
-        failed.append(str(error))
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        raise
-    pool.shutdown()
+    finally:
+        # They have nothing left to say: what is compiled lies on disk.
+        for worker in workers:
+            worker.cancel()
+        threads.shutdown(cancel_futures=True)
+        for worker in workers:
+            worker.stop()
     return failed
+
+
+class Compiler:
+    """The worker's side: compiles one kernel at a time.
+
+    Args:
+        device: whose code is made.
+    """
+
+    def __init__(self, device: Device) -> None:
+        """Note the device; the first kernel opens it."""
+        self._device = device
+
+    def compile(self, job: Job) -> str:
+        """Compile; why that failed, or ""."""
+        import torch
+
+        try:
+            _compile(job, self._device)
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except Exception as error:  # Whatever a compiler throws; the tuner files it.
+            if is_device_fault(error):
+                raise
+            return _failed(job, f"{type(error).__name__}: {first_line(error)}")
+        return ""
+
+
+def _ask(worker: Worker, job: Job) -> str:
+    try:
+        return str(worker.call("compile", job, timeout=TIMEOUT))
+    except (WorkerDied, WorkerTimeout, WorkerOutOfMemory) as error:
+        return _failed(job, str(error))
+
+
+def _failed(job: Job, reason: str) -> str:
+    return f"{job[0]} {job[1].candidate.label}: {reason}"
 
 
 def _processes(jobs: int, device: Device) -> int:
     import torch
 
-    cores = len(os.sched_getaffinity(0))
-    free, _ = torch.cuda.mem_get_info(device.index)
-    fitting = int(free / 2**20 / 2 / MIB_PER_PROCESS)
-    return max(1, min(MOST_PROCESSES, cores - 1, fitting, jobs // JOBS_PER_PROCESS))
-
-
-def _try_compile(job: Job, device: Device) -> str:
-    """Compile one job in a process of the pool; why it failed, or ""."""
-    try:
-        _compile(job, device)
-    except Exception as error:  # Whatever a compiler throws; the tuner files it.
-        return f"{job[0]} {job[1]}: {type(error).__name__}: {error}"[:500]
-    return ""
+    most = min(MOST_PROCESSES, len(os.sched_getaffinity(0)) - 1, jobs // JOBS_PER_PROCESS)
+    if device.is_gpu:
+        free, _ = torch.cuda.mem_get_info(device.index)
+        most = min(most, int(free / 2**20 / 2 / MIB_PER_PROCESS))
+    return max(1, most)
 
 
 def _compile(job: Job, device: Device) -> None:
@@ -128,7 +189,10 @@ def _compile(job: Job, device: Device) -> None:
 
     from slidesparse.kernels.case import Case
 
-    problem, config = job
+    problem, config, wide = job
+    if not device.is_gpu:
+        Case(problem, torch.device("cpu"), 0, 0).run(config, 0, wide)
+        return
     with torch.cuda.device(device.index):
-        Case(problem, torch.device(str(device)), 0, 0).run(config, 0)
+        Case(problem, torch.device(str(device)), 0, 0).run(config, 0, wide)
         torch.cuda.synchronize()

@@ -13,7 +13,10 @@ import re
 import sys
 from pathlib import Path
 
+from slidesparse.bench.kernel_record import KernelRecord, Row
+from slidesparse.bench.kernel_record import read_json as read_kernels
 from slidesparse.bench.record import SearchRecord, read_json
+from slidesparse.cli.bench_table import verdict
 from slidesparse.cli.search_table import (
     dense_total,
     patterns_of,
@@ -23,7 +26,7 @@ from slidesparse.cli.search_table import (
 )
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "docs/search.md")
+PAGES = ("README.md", "docs/search.md", "docs/kernels.md")
 RESULTS = ROOT / "bench" / "results" / "nvidia-h200"
 BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end table -->)", re.DOTALL)
 
@@ -85,6 +88,47 @@ def efforts_line(path: Path) -> str:
     )
 
 
+def kernels_table(record: KernelRecord) -> str:
+    """One line per kernel, one column per M: time, share of copy bandwidth, best alternative."""
+    counts = sorted({row.problem.m for row in record.rows})
+    lines = [
+        f"| kernel | K | pattern | {' | '.join(f'M = {m}' for m in counts)} |",
+        f"| --- | ---: | --- |{' ---: |' * len(counts)}",
+    ]
+    kernels: dict[tuple[str, str, str], dict[int, Row]] = {}
+    for row in record.rows:
+        it = row.problem
+        name = (str(it.op), str(it.k), str(it.pattern) if it.op.quantizes else "-")
+        kernels.setdefault(name, {})[it.m] = row
+    for name, rows in kernels.items():
+        cells = [_kernel_cell(record, rows[m]) if m in rows else "-" for m in counts]
+        lines.append(f"| {' | '.join(name)} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", kernels_source(record)])
+
+
+def kernels_source(record: KernelRecord) -> str:
+    """How to read the table of the kernels, and where its figures come from."""
+    dtype, ceilings = record.settings["dtype"], record.ceilings
+    names = ", ".join(record.names) or "none"
+    tuned = sum(row.tuned for row in record.rows)
+    return (
+        "Microseconds; percent of the bandwidth of a large copy; time of the fastest alternative "
+        f"({names}) over ours. {record.model}, {dtype}, {record.fingerprint.name}, a copy runs at "
+        f"{ceilings.copy_gbs:,.0f} GB/s, an empty kernel takes {ceilings.empty_us:.2f} us; "
+        f"{tuned} of {len(record.rows)} kernels tuned; {verdict(record)}. Measured in "
+        f"{record.seconds:.0f} s on {record.created[:10]} (commit {record.commit[:12]})."
+    )
+
+
+def _kernel_cell(record: KernelRecord, row: Row) -> str:
+    if row.median_us is None or row.percent_of_copy is None:
+        return "failed"
+    time = f"{row.median_us:,.0f}" if row.median_us >= 1000 else f"{row.median_us:.1f}"
+    ratios = [ratio for name in record.names if (ratio := row.ratio(name)) is not None]
+    best = f", {min(ratios):.2f}x" if ratios else ""
+    return f"{time}, {row.percent_of_copy:.0f} %{best}"
+
+
 def render(text: str) -> str:
     """A page with every block made anew."""
 
@@ -92,6 +136,8 @@ def render(text: str) -> str:
         name = match[2]
         if name == "efforts":
             made = "\n".join(map(efforts_line, sorted(RESULTS.glob("effort-*.json"))))
+        elif name.startswith("kernels"):
+            made = kernels_table(read_kernels(RESULTS / f"{name}.json"))
         elif name.startswith("output-"):
             made = output(read_json(RESULTS / f"{name.removeprefix('output-')}.json"))
         else:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from slidesparse.kernels import reference
 from slidesparse.problem import DType, GemmProblem, Scales
 from slidesparse.slide import lift, prune_magnitude, slide
 from slidesparse.tensors import TOP, TORCH_DTYPES
@@ -25,6 +26,9 @@ COLD_FACTOR = 3
 MOST_SETS = 64
 MEMORY_SHARE = 0.25
 """Rotation may take this share of the memory that is free."""
+
+SMALLEST_SCALE = 1e-12
+"""Of a whole tensor: one without values of note divides by it and stays zero."""
 
 INT8_OUTPUT_RMS = 32.0
 """An INT8 output is scaled to this root mean square, so that next to nothing saturates."""
@@ -58,13 +62,11 @@ def quantise(x: torch.Tensor, dtype: DType, per_row: bool) -> tuple[torch.Tensor
     Returns:
         q: [R, C] of `dtype`; scale: [R] or [1] float32 with x ~ q * scale.
     """
-    top = TOP[dtype]
-    peak = x.abs().amax(dim=1) if per_row else x.abs().amax().reshape(1)
-    scale = (peak.float() / top).clamp_min(1e-12)
-    scaled = x / (scale[:, None] if per_row else scale)
-    if dtype is DType.INT8:
-        scaled = scaled.round().clamp(-top, top)
-    return scaled.to(TORCH_DTYPES[dtype]), scale
+    if per_row:
+        return reference.quantize(x, TORCH_DTYPES[dtype])
+    scale = (x.abs().amax().float() / TOP[dtype]).clamp_min(SMALLEST_SCALE).reshape(1)
+    q, _ = reference.quantize(x, TORCH_DTYPES[dtype], scale=scale)
+    return q, scale
 
 
 def make_weight(problem: GemmProblem, device: torch.device, seed: int) -> Weight:

@@ -270,10 +270,11 @@ def _answer(session: Any, request: _Request) -> _Reply:
         text = first_line(error)
         if "DefaultCPUAllocator" in str(error):
             return _Reply("memory", f"host memory: {text}")
-        return _Reply("fault" if _is_device_fault(error) else "error", _portable(error))
+        return _Reply("fault" if is_device_fault(error) else "error", _portable(error))
 
 
-def _is_device_fault(error: Exception) -> bool:
+def is_device_fault(error: Exception) -> bool:
+    """Whether the device is lost to this process, which then has to end."""
     text = str(error).lower()
     return "cuda error" in text or "cuda_error" in text or "acceleratorerror" in repr(error).lower()
 

@@ -13,6 +13,8 @@ from slidesparse.errors import SlideSparseError, UsageError
 
 COMMANDS = {
     "search": "Find the fastest correct algorithm for every GEMM of a model.",
+    "bench": "Measure what runs around the GEMMs, against ceilings and alternatives.",
+    "tune": "Find the fastest configuration of every kernel around the GEMMs.",
     "models": "Show the linear layers of a model and their expanded widths.",
     "doctor": "Say what works on this machine and how to mend what does not.",
     "cache": "Look at, move and check the tuning cache.",

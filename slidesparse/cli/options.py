@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from slidesparse.errors import UsageError
+from slidesparse.kernel_problem import Op
 from slidesparse.pattern import Pattern, parse_patterns
 from slidesparse.problem import DType, parse_dtype
 
@@ -97,3 +99,42 @@ class Seconds(_ParamType):
         if not math.isfinite(seconds) or seconds <= 0:
             self.fail(f"{value} is not a positive number of seconds", param, ctx)
         return seconds
+
+
+class OpList(_ParamType):
+    """Comma-separated kernels: quantize,dequantize."""
+
+    name = "ops"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[Op, ...]:
+        """Parse the list or fail with the nearest name and all of them."""
+        if isinstance(value, tuple):
+            return value
+        names = [op.value for op in Op]
+        found = []
+        for part in str(value).split(","):
+            name = part.strip().lower()
+            if name not in names:
+                import difflib
+
+                near = difflib.get_close_matches(name, names, n=1)
+                hint = f", did you mean {near[0]!r}?" if near else ";"
+                self.fail(f"unknown op {name!r}{hint} known: {', '.join(names)}", param, ctx)
+            found.append(Op(name))
+        return tuple(dict.fromkeys(found))
+
+
+def check_writable(path: Path | None) -> None:
+    """Refuse a result file that could not be written at the end of a long run.
+
+    Raises:
+        UsageError: its folder does not exist, or it is a folder itself.
+    """
+    if path is None:
+        return
+    if not path.resolve().parent.is_dir():
+        raise UsageError(f"cannot write {path}: the folder {path.resolve().parent} does not exist")
+    if path.is_dir():
+        raise UsageError(f"cannot write {path}: it is a folder; name a file")

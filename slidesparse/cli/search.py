@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from slidesparse.cli.main import EXIT_INTERRUPTED
-from slidesparse.cli.options import DTypeName, PatternList, Seconds, TokenCounts
+from slidesparse.cli.options import (
+    DTypeName,
+    PatternList,
+    Seconds,
+    TokenCounts,
+    check_writable,
+)
 from slidesparse.cli.target import select_devices
 from slidesparse.errors import CacheError, UsageError
 from slidesparse.pattern import Pattern, parse_patterns
@@ -87,7 +93,7 @@ def command(
 
     # Whatever can be wrong with the input is found before torch is imported.
     for path in (json_path, csv_path):
-        _check_writable(path)
+        check_writable(path)
     if json_path is not None and json_path == csv_path:
         raise UsageError(f"--json and --csv both name {json_path}; name two files")
     spec = load_model(model)
@@ -178,15 +184,6 @@ def _refuse_fp8(template: GemmProblem, device: Device) -> None:
     reason = fp8_refusal(template, device) if device.is_gpu else None
     if reason is not None:
         raise UsageError(f"{device} cannot run this search: {reason}")
-
-
-def _check_writable(path: Path | None) -> None:
-    if path is None:
-        return
-    if not path.resolve().parent.is_dir():
-        raise UsageError(f"cannot write {path}: the folder {path.resolve().parent} does not exist")
-    if path.is_dir():
-        raise UsageError(f"cannot write {path}: it is a folder; name a file")
 
 
 def _run(search: Search, quiet: bool) -> Outcome:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from slidesparse.candidate import Provenance
 from slidesparse.kernels.config import Config
 from slidesparse.kernels.tune import gain
 
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
 
     from slidesparse.kernel_problem import KernelResult
     from slidesparse.kernels.tune import TuneOutcome
+
+MARK = {Provenance.MEASURED: "", Provenance.CACHED: "*", Provenance.BUNDLED: "+"}
+LEGEND = {Provenance.CACHED: "* from the cache", Provenance.BUNDLED: "+ from the bundled cache"}
 
 
 def print_outcome(outcome: TuneOutcome, console: Console) -> None:
@@ -33,12 +37,16 @@ def print_outcome(outcome: TuneOutcome, console: Console) -> None:
             str(problem.k),
             str(problem.pattern),
             str(problem.m),
-            f"{best.median_us:,.2f}",
+            f"{best.median_us:,.2f}{MARK[tuned.provenance]}",
             f"{best.spread_us:,.2f}",
             "-" if ratio is None else f"{ratio:.2f}",
             describe(Config.of(best.candidate)),
         )
     console.print(table)
+    present = {tuned.provenance for tuned in outcome.found.values()}
+    for provenance, text in LEGEND.items():
+        if provenance in present:
+            console.print(text)
     for problem, reason in outcome.skipped.items():
         console.print(f"without {problem}: {reason}", soft_wrap=True, markup=False)
     failures = [f for tuned in outcome.found.values() for f in tuned.result.failures]
