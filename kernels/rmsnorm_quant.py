@@ -254,9 +254,7 @@ def _run(
     launch_rmsnorm_quantize(x, weight, eps, q, scale_out, pattern, config, residual, hidden)
 
 
-@torch.library.custom_op(
-    "slidesparse::rmsnorm_quantize_out", mutates_args=("q", "scale_out", "residual")
-)
+@torch.library.custom_op("slidesparse::rmsnorm_quantize_out", mutates_args=("q", "scale_out"))
 def rmsnorm_quantize_out(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -264,9 +262,25 @@ def rmsnorm_quantize_out(
     q: torch.Tensor,
     scale_out: torch.Tensor,
     block: int = 1,
-    residual: torch.Tensor | None = None,
 ) -> None:
-    """`rmsnorm_quantize` into given outputs; the residual, if there is one, is updated in place."""
+    """`rmsnorm_quantize` without a residual into given outputs."""
+    _run(x, weight, eps, q, scale_out, block, None, None)
+
+
+# An op of its own: torch 2.11 fails on a mutated argument that is left out.
+@torch.library.custom_op(
+    "slidesparse::add_rmsnorm_quantize_out", mutates_args=("residual", "q", "scale_out")
+)
+def add_rmsnorm_quantize_out(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    q: torch.Tensor,
+    scale_out: torch.Tensor,
+    block: int = 1,
+) -> None:
+    """`rmsnorm_quantize` into given outputs; the residual is updated in place."""
     _run(x, weight, eps, q, scale_out, block, residual, residual)
 
 
@@ -304,7 +318,19 @@ def _(
     q: torch.Tensor,
     scale_out: torch.Tensor,
     block: int = 1,
-    residual: torch.Tensor | None = None,
+) -> None:
+    return None
+
+
+@add_rmsnorm_quantize_out.register_fake
+def _(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    q: torch.Tensor,
+    scale_out: torch.Tensor,
+    block: int = 1,
 ) -> None:
     return None
 
@@ -362,8 +388,11 @@ def rmsnorm_quantize(
     block = pattern.block
     if out is not None:
         check_out_dtype(out[0], dtype)
-        rmsnorm_quantize_out(x, weight, eps, out[0], out[1], block, residual)
-        return *out, x if residual is None else residual
+        if residual is None:
+            rmsnorm_quantize_out(x, weight, eps, *out, block)
+            return *out, x
+        add_rmsnorm_quantize_out(x, residual, weight, eps, *out, block)
+        return *out, residual
     if residual is None:
         return *rmsnorm_quantize_op(x, weight, eps, dtype, block), x
     return add_rmsnorm_quantize_op(x, residual, weight, eps, dtype, block)

@@ -172,7 +172,7 @@ def narrowed(x, DTYPE: tl.constexpr):
 
 @triton.jit
 def sigmoid(x):
-    """1 / (1 + exp(-x)) of float32 values, to about 2 units in the last place."""
+    """1 / (1 + exp(-x)) of float32 values: within 1e-6 for |x| <= 4, within 5e-6 anywhere."""
     if INTERPRETED:
         return 1.0 / (1.0 + tl.exp(-x))
     # tl.exp and a division guard against denormal results, which 1 + exp(-x) cannot be: ten

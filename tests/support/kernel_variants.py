@@ -258,7 +258,7 @@ BY_NAME = {variant.name: variant for variant in VARIANTS}
 
 
 def check_all(cases: Iterable[dict[str, Any]]) -> None:
-    """`check_against_reference` of each case, in threads: they wait for Triton's compiler."""
+    """`check_against_reference` of each case on the GPU, in threads: they wait for the compiler."""
     listed = list(cases)
     # The first alone: it starts Triton's driver.
     check_against_reference(**listed[0])
