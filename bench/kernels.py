@@ -292,8 +292,7 @@ def problem_bytes(problem: KernelProblem) -> int:
     """Bytes that a problem moves at least, before there are any operands."""
     op = problem.op
     size = {name: dtype.itemsize for name, dtype in TORCH_DTYPES.items()}
-    halves = 2 if op in (Op.SILU_MUL_QUANTIZE, Op.DEQUANT_SILU_MUL_QUANTIZE) else 1
-    row = halves * problem.k * size[problem.source]
+    row = problem.width * size[problem.source]
     row += problem.pattern.expanded_k(problem.k) * size[problem.out]
     if problem.residual:
         row += 2 * problem.k * (2 if op.dequantizes else size[problem.source])

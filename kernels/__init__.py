@@ -9,6 +9,9 @@ dequant_silu_mul_quant    the same in front of SiLU(gate) * up
 pack                      compress a 2:4 matrix
 reference                 what each computes, in plain torch
 row, launch, config       what they share: on the device, on the host, configurations
+workload, case            the problems of a model, and the operands of one
+tune, tune_session        the search for the fastest configuration, and its worker's side
+warm                      compiling ahead
 """
 
 from slidesparse.kernels.dequant import dequantize

@@ -6,7 +6,7 @@ operands and outputs is a copy of its own, enough of them to outrun the L2 cache
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -92,11 +92,11 @@ class Case:
         self.problem = problem
         self._device = device
         self._generator = torch.Generator(device=device).manual_seed(seed)
-        k, op = problem.k, problem.op
-        width = 2 * k if op in (Op.SILU_MUL_QUANTIZE, Op.DEQUANT_SILU_MUL_QUANTIZE) else k
+        k, width = problem.k, problem.width
         self.activation = _activation(problem)
         self.weight = self._normal(1, k, self.activation).reshape(k)
         self.scaled = Scaled(row=self._positive(problem.m), column=self._positive(width), bias=None)
+        self._bias = self._normal(1, width, self.activation).reshape(width)
         first = self._draw(width)
         count = self._count_sets(first, l2_bytes)
         self.sets = [first, *(first.copy() for _ in range(count - 1))]
@@ -113,21 +113,23 @@ class Case:
             moved.append(first.residual)
         return sum(tensor.numel() * tensor.element_size() for tensor in moved)
 
-    def run(self, config: Config, index: int, wide: bool | None = None) -> None:
+    def run(self, config: Config, index: int, wide: bool | None = None, bias: bool = False) -> None:
         """Launch the kernel on set `index` in the current stream.
 
         Args:
             config: to launch it with.
             index: of the set, modulo their number.
             wide: whether row offsets have 64 bits; None for what the size asks for.
+            bias: whether a bias is added to what is scaled back.
         """
         problem, it = self.problem, self.sets[index % len(self.sets)]
         pattern = problem.pattern
+        scaling = replace(self.scaled, bias=self._bias) if bias else self.scaled
         if problem.op is Op.DEQUANTIZE:
-            launch_dequantize(it.x, self.scaled, it.residual, it.q, config, wide)
+            launch_dequantize(it.x, scaling, it.residual, it.q, config, wide)
             return
         assert it.scale is not None
-        scaled = self.scaled if problem.op.dequantizes else None
+        scaled = scaling if problem.op.dequantizes else None
         if problem.op is Op.QUANTIZE:
             launch_quantize(it.x, it.q, it.scale, None, pattern, config, wide)
         elif problem.op in (Op.SILU_MUL_QUANTIZE, Op.DEQUANT_SILU_MUL_QUANTIZE):

@@ -25,7 +25,8 @@ from slidesparse.kernels.row import begin, narrowed, offset
 from slidesparse.pattern import DENSE
 
 
-@triton.jit(do_not_specialize=["m"])
+# A single row has a row scale of stride 0: the same code has to serve it.
+@triton.jit(do_not_specialize=["m", "stride_row_scale"])
 def dequantize_kernel(
     a_ptr,
     row_scale_ptr,

@@ -98,7 +98,8 @@ def _row(
     store_row(values, scale, inverse, q_row, INT8, False, T)
 
 
-@triton.jit(do_not_specialize=["m"])
+# A single row has a row scale of stride 0: the same code has to serve it.
+@triton.jit(do_not_specialize=["m", "stride_row_scale"])
 def rmsnorm_quantize_kernel(
     x_ptr,
     residual_ptr,

@@ -74,7 +74,8 @@ def _row(
     quantize_row(values, q_ptr + offset(row, stride_q, WIDE), scale_ptr + row, INT8, T)
 
 
-@triton.jit(do_not_specialize=["m"])
+# A single row has a row scale of stride 0: the same code has to serve it.
+@triton.jit(do_not_specialize=["m", "stride_row_scale"])
 def silu_mul_quantize_kernel(
     x_ptr,
     q_ptr,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 
@@ -14,7 +14,7 @@ from slidesparse.devices import Device
 from slidesparse.errors import CandidateError
 from slidesparse.kernel_problem import KernelProblem, KernelResult
 from slidesparse.kernels.config import Config, candidates, default_config
-from slidesparse.kernels.warm import Job, compile_parallel, distinct_jobs
+from slidesparse.kernels.warm import JOBS_PER_PROCESS, Job, compile_parallel, distinct_jobs
 from slidesparse.worker import Worker, WorkerDied, WorkerOutOfMemory, WorkerTimeout
 
 SESSION = "slidesparse.kernels.tune_session:KernelSession"
@@ -130,7 +130,7 @@ class Tuner:
         deadline = None if self._options.budget_s is None else start + self._options.budget_s
         try:
             open_ = [problem for problem in self.problems if not self._cached(problem, listener)]
-            if self._ahead and open_:
+            if open_:
                 self._compile(open_, listener)
                 self.outcome.compile_seconds = round(time.monotonic() - start, 3)
             for problem in open_:
@@ -168,10 +168,17 @@ class Tuner:
         return True
 
     def _compile(self, problems: Sequence[KernelProblem], listener: TuneListener) -> None:
-        jobs: list[Job] = distinct_jobs(
+        jobs = distinct_jobs(
             (problem, config) for problem in problems for config in self.space(problem)
         )
-        compile_parallel(jobs, self.device, lambda done: listener.compiling(done, len(jobs)))
+        self._compile_ahead(jobs, lambda done: listener.compiling(done, len(jobs)))
+
+    def _compile_ahead(
+        self, jobs: Sequence[Job], done: Callable[[int], None] = lambda count: None
+    ) -> None:
+        """Compile in several processes; the worker alone does a few jobs as fast."""
+        if self._ahead and len(jobs) >= 2 * JOBS_PER_PROCESS:
+            compile_parallel(jobs, self.device, done)
 
     def _tune(self, problem: KernelProblem) -> KernelResult:
         start = time.monotonic()
@@ -207,10 +214,8 @@ class Tuner:
                 config = Config.of(best.candidate)
                 if not config.overlap:
                     pairs[problem] = (config, replace(config, overlap=True))
-        in_time = deadline is None or time.monotonic() <= deadline
-        if self._ahead and in_time:
-            jobs = distinct_jobs((problem, pair[1]) for problem, pair in pairs.items())
-            compile_parallel(jobs, self.device)
+        if deadline is None or time.monotonic() <= deadline:
+            self._compile_ahead(distinct_jobs((p, pair[1]) for p, pair in pairs.items()))
         for problem, pair in pairs.items():
             if deadline is not None and time.monotonic() > deadline:
                 return

@@ -6,13 +6,15 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import nullcontext
 from dataclasses import replace
 from queue import SimpleQueue
+from typing import NamedTuple
 
 from slidesparse.devices import Device
-from slidesparse.kernel_problem import KernelProblem, Op
+from slidesparse.kernel_problem import KernelProblem
 from slidesparse.kernels.config import Config, chosen
-from slidesparse.problem import INT32_MAX, bucket_m
+from slidesparse.problem import bucket_m
 from slidesparse.worker import (
     Worker,
     WorkerDied,
@@ -24,15 +26,29 @@ from slidesparse.worker import (
 
 log = logging.getLogger(__name__)
 
-Job = tuple[KernelProblem, Config, bool]
-"""A kernel to compile: on a few rows, with 64-bit offsets or without."""
+
+class Job(NamedTuple):
+    """A kernel to compile.
+
+    Args:
+        problem: on FEW_ROWS rows.
+        config: to launch it with.
+        wide: with 64-bit row offsets.
+        bias: with a bias, where the kernel scales a GEMM's output back.
+    """
+
+    problem: KernelProblem
+    config: Config
+    wide: bool
+    bias: bool = False
+
 
 COMPILER = "slidesparse.kernels.warm:Compiler"
 TIMEOUT = 180.0
 """Seconds for one kernel, the start of CUDA included; most take one or two."""
 
 FEW_ROWS = 2
-"""Rows of the launch that compiles: beyond a single one the code does not depend on them."""
+"""Rows of the launch that compiles: the code does not depend on their number."""
 
 MOST_PROCESSES = 16
 MIB_PER_PROCESS = 1024
@@ -48,7 +64,8 @@ def warm(problems: Sequence[KernelProblem], device: Device) -> int:
     Afterwards such launches neither compile nor read files, so that they can be captured in a CUDA
     graph. What is compiled stays in Triton's cache on disk for other processes.
     """
-    jobs = distinct_jobs((problem, launch_config(problem, device)) for problem in problems)
+    launches = ((problem, launch_config(problem, device)) for problem in problems)
+    jobs = distinct_jobs(launches, biased=True)
     for job in jobs:
         _compile(job, device)
     return len(jobs)
@@ -68,20 +85,21 @@ def launch_config(problem: KernelProblem, device: Device) -> Config:
     )
 
 
-def distinct_jobs(launches: Iterable[tuple[KernelProblem, Config]]) -> list[Job]:
-    """Without repetitions: of M the code depends on one row or more, and the width of offsets."""
-    jobs = (
-        (replace(problem, m=min(problem.m, FEW_ROWS)), config, passes_int32(problem))
-        for problem, config in launches
-    )
-    return list(dict.fromkeys(jobs))
+def distinct_jobs(
+    launches: Iterable[tuple[KernelProblem, Config]], biased: bool = False
+) -> list[Job]:
+    """The codes that launches take, without repetitions: of M only the width of offsets matters.
 
-
-def passes_int32(problem: KernelProblem) -> bool:
-    """Whether a tensor of the problem has more elements than 32 bits can count."""
-    halves = 2 if problem.op in (Op.SILU_MUL_QUANTIZE, Op.DEQUANT_SILU_MUL_QUANTIZE) else 1
-    width = max(halves * problem.k, problem.pattern.expanded_k(problem.k))
-    return problem.m * width > INT32_MAX
+    Args:
+        launches: problems with their configurations.
+        biased: whether kernels that can add a bias are listed with one, too.
+    """
+    jobs: dict[Job, None] = {}
+    for problem, config in launches:
+        few = replace(problem, m=FEW_ROWS)
+        for bias in (False, True) if biased and problem.op.dequantizes else (False,):
+            jobs[Job(few, config, problem.passes_int32, bias)] = None
+    return list(jobs)
 
 
 def compile_parallel(
@@ -189,10 +207,9 @@ def _compile(job: Job, device: Device) -> None:
 
     from slidesparse.kernels.case import Case
 
-    problem, config, wide = job
-    if not device.is_gpu:
-        Case(problem, torch.device("cpu"), 0, 0).run(config, 0, wide)
-        return
-    with torch.cuda.device(device.index):
-        Case(problem, torch.device(str(device)), 0, 0).run(config, 0, wide)
-        torch.cuda.synchronize()
+    where = torch.device(str(device)) if device.is_gpu else torch.device("cpu")
+    with torch.cuda.device(device.index) if device.is_gpu else nullcontext():
+        case = Case(job.problem, where, 0, 0)
+        case.run(job.config, 0, job.wide, job.bias)
+        if device.is_gpu:
+            torch.cuda.synchronize()

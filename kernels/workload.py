@@ -7,13 +7,16 @@ from collections.abc import Iterator
 from slidesparse.kernel_problem import KernelProblem, Op
 from slidesparse.models import LinearLayer, ModelSpec
 from slidesparse.pattern import DENSE, Pattern
-from slidesparse.problem import DType
+from slidesparse.problem import SEARCH_M, SWEEP_M, DType
 
 BEHIND_NORM = ("qkv", "gate_up", "in_proj")
 """Layers that read the normalised hidden state, by a part of their name."""
 
 ACCUMULATOR = {DType.INT8: DType.INT32, DType.FP8: DType.BF16}
 """What a GEMM without row and column scales leaves, by the dtype of its operands."""
+
+LONGEST_M = SWEEP_M[-1]
+"""The most tokens per batch that a sweep has."""
 
 
 def model_problems(
@@ -47,6 +50,24 @@ def model_problems(
                 if problem.op in ops:
                     found.setdefault(problem.key, problem)
     return tuple(sorted(found.values(), key=_order))
+
+
+def tuned_problems(
+    spec: ModelSpec,
+    tp: int,
+    dtype: DType,
+    patterns: tuple[Pattern, ...],
+    ops: tuple[Op, ...] = tuple(Op),
+) -> tuple[KernelProblem, ...]:
+    """What is tuned unless told otherwise: SEARCH_M, and LONGEST_M where that runs other code.
+
+    Arguments and errors as `model_problems`. Tensors past 2^31 elements have 64-bit offsets, whose
+    code has a best configuration of its own; elsewhere what is best at 16384 rows is best above.
+    """
+    usual = model_problems(spec, tp, dtype, patterns, SEARCH_M, ops=ops)
+    longest = model_problems(spec, tp, dtype, patterns, (LONGEST_M,), ops=ops)
+    both = (*usual, *(problem for problem in longest if problem.passes_int32))
+    return tuple(sorted(both, key=_order))
 
 
 def _around(

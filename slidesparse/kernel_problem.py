@@ -8,7 +8,7 @@ from enum import Enum
 from slidesparse.candidate import Failure, Measurement
 from slidesparse.errors import ProblemError
 from slidesparse.pattern import DENSE, Pattern
-from slidesparse.problem import DType, bucket_m
+from slidesparse.problem import INT32_MAX, DType, bucket_m
 
 SMALLEST_K_BUCKET = 64
 """Rows narrower than this share one bucket: a warp reads them in one go."""
@@ -108,6 +108,17 @@ class KernelProblem:
             raise ProblemError(
                 f"{self.op} adds no residual; use residual=False or one of {_names(_WITH_RESIDUAL)}"
             )
+
+    @property
+    def width(self) -> int:
+        """Columns that are read: 2F where gate and up lie side by side, else K."""
+        halves = self.op in (Op.SILU_MUL_QUANTIZE, Op.DEQUANT_SILU_MUL_QUANTIZE)
+        return 2 * self.k if halves else self.k
+
+    @property
+    def passes_int32(self) -> bool:
+        """Whether some tensor has more elements than a 32-bit offset can address."""
+        return self.m * max(self.width, self.pattern.expanded_k(self.k)) > INT32_MAX
 
     @property
     def key(self) -> str:

@@ -14,7 +14,7 @@ from slidesparse.cli.target import open_cache, target_options
 from slidesparse.errors import CacheError, UsageError
 from slidesparse.kernel_problem import KernelProblem, Op
 from slidesparse.pattern import Pattern, parse_patterns
-from slidesparse.problem import SEARCH_M, DType
+from slidesparse.problem import DType
 
 if TYPE_CHECKING:
     from slidesparse.cache import TuningCache
@@ -81,11 +81,13 @@ def command(
     wanted = parse_patterns(patterns) if isinstance(patterns, str) else patterns
 
     from slidesparse.kernels.tune import TuneOptions
-    from slidesparse.kernels.workload import model_problems
+    from slidesparse.kernels.workload import model_problems, tuned_problems
 
-    problems = model_problems(
-        spec, tp, dtype, wanted, tokens or SEARCH_M, ops=ops if ops is not None else tuple(Op)
-    )
+    every = ops if ops is not None else tuple(Op)
+    if tokens is None:
+        problems = tuned_problems(spec, tp, dtype, wanted, every)
+    else:
+        problems = model_problems(spec, tp, dtype, wanted, tokens, ops=every)
     if not problems:
         raise UsageError(f"{spec.name} has no {', '.join(map(str, ops or ()))}; leave out --ops")
     selected, cache = open_cache(device, cache_dir)
@@ -132,7 +134,8 @@ def _warm(
 
     start = time.monotonic()
     load(device.index, Table(hit.result for hit in cache.kernel_entries().values()))
-    jobs = distinct_jobs((problem, launch_config(problem, device)) for problem in problems)
+    launches = ((problem, launch_config(problem, device)) for problem in problems)
+    jobs = distinct_jobs(launches, biased=True)
     failed = compile_parallel(jobs, device)
     if failed:
         raise click.ClickException(

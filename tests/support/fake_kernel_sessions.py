@@ -83,6 +83,6 @@ class Compiler:
         pass
 
     def compile(self, job):
-        problem, _, _ = job
+        problem = job.problem
         do({65: "exit", 66: "hang", 67: "memory", 69: "slow"}.get(problem.k))
         return f"K={problem.k} does not compile" if problem.k == 68 else ""

@@ -109,9 +109,8 @@ class Variant:
         self, t: Tensors, dtype: torch.dtype, pattern: Pattern
     ) -> tuple[torch._ops.OpOverload, dict[str, object]]:
         """The custom op that makes its outputs, and its arguments."""
-        adds = self.op is Op.RMSNORM_QUANTIZE and "residual" in t
         arguments = self._op_arguments(t, pattern) | {"dtype": dtype}
-        return _op(f"{'add_' if adds else ''}{self.op}"), arguments
+        return _op(self._op_name(t)), arguments
 
     def out_op(
         self, t: Tensors, pattern: Pattern, outs: Outputs
@@ -123,7 +122,11 @@ class Variant:
         arguments |= {"q": outs[0], "scale_out": outs[1]}
         if self.op is Op.DEQUANT_RMSNORM_QUANTIZE:
             arguments |= {"hidden": outs[2], "add": arguments.pop("residual", None) is not None}
-        return _op(f"{self.op}_out"), arguments
+        return _op(f"{self._op_name(t)}_out"), arguments
+
+    def _op_name(self, t: Tensors) -> str:
+        adds = self.op is Op.RMSNORM_QUANTIZE and "residual" in t
+        return f"{'add_' if adds else ''}{self.op}"
 
     def launch(
         self,
