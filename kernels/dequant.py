@@ -50,24 +50,23 @@ def dequantize_kernel(
 ):
     """One program per BLOCK columns of ROWS rows; column scales are read once for all of them."""
     begin(OVERLAP)
-    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    columns = (tl.program_id(1) * BLOCK + tl.arange(0, BLOCK))[None, :]
     inside = columns < N
+    here = (rows < m)[:, None]
+    if N % BLOCK != 0:
+        here = here & inside
+    a = tl.load(a_ptr + offset(rows, stride_a, WIDE)[:, None] + columns, mask=here, other=0)
+    row_scale = tl.load(row_scale_ptr + rows * stride_row_scale, mask=rows < m, other=0.0)
     factor = tl.load(column_scale_ptr + columns * stride_column_scale, mask=inside, other=0.0)
+    y = a.to(tl.float32) * row_scale[:, None] * factor
     if BIAS:
-        bias = tl.load(bias_ptr + columns, mask=inside, other=0.0).to(tl.float32)
-    for i in tl.static_range(ROWS):
-        row = tl.program_id(0) * ROWS + i
-        here = inside & (row < m)
-        scale = tl.load(row_scale_ptr + row * stride_row_scale, mask=row < m, other=0.0)
-        a = tl.load(a_ptr + offset(row, stride_a, WIDE) + columns, mask=here, other=0)
-        y = a.to(tl.float32) * scale * factor
-        if BIAS:
-            y += bias
-        if RESIDUAL:
-            added = residual_ptr + offset(row, stride_residual, WIDE) + columns
-            y += tl.load(added, mask=here, other=0.0).to(tl.float32)
-        made = narrowed(y, out_ptr.dtype.element_ty)
-        tl.store(out_ptr + offset(row, stride_out, WIDE) + columns, made, mask=here)
+        y += tl.load(bias_ptr + columns, mask=inside, other=0.0).to(tl.float32)
+    if RESIDUAL:
+        added = residual_ptr + offset(rows, stride_residual, WIDE)[:, None] + columns
+        y += tl.load(added, mask=here, other=0.0).to(tl.float32)
+    made = narrowed(y, out_ptr.dtype.element_ty)
+    tl.store(out_ptr + offset(rows, stride_out, WIDE)[:, None] + columns, made, mask=here)
 
 
 def launch_dequantize(

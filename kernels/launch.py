@@ -216,6 +216,8 @@ def launch(
     """Start a kernel on the device of `x` and its current stream."""
     options: dict[str, Any] = {"num_warps": config.warps, "enable_fp_fusion": False}
     overlap = False
+    if config.registers:
+        options["maxnreg"] = config.registers
     if x.is_cuda:
         overlap = config.overlap and _capability(x.device.index) >= OVERLAP_CAPABILITY
         if overlap:

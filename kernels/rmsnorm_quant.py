@@ -68,11 +68,11 @@ def _row(
     residual_row = residual_ptr + offset(row, stride_residual, WIDE)
     hidden_row = hidden_ptr + offset(row, stride_hidden, WIDE)
     q_row = q_ptr + offset(row, stride_q, WIDE)
+    factor = tl.load(row_scale_ptr + row * stride_row_scale) if DEQUANT else 1.0
     weighted = ()
     squares = tl.zeros([T.block], tl.float32)
     for chunk in tl.static_range(T.chunks):
         if DEQUANT:
-            factor = tl.load(row_scale_ptr + row * stride_row_scale)
             x = load_scaled(
                 x_row, factor, column_scale_ptr, stride_column_scale, bias_ptr, BIAS, chunk, T
             )

@@ -50,10 +50,10 @@ def _row(
     stride_x, stride_q, stride_row_scale, stride_column_scale = strides
     gate_row = x_ptr + offset(row, stride_x, WIDE)
     up_row = gate_row + T.k
+    factor = tl.load(row_scale_ptr + row * stride_row_scale) if DEQUANT else 1.0
     values = ()
     for chunk in tl.static_range(T.chunks):
         if DEQUANT:
-            factor = tl.load(row_scale_ptr + row * stride_row_scale)
             gate = load_scaled(
                 gate_row, factor, column_scale_ptr, stride_column_scale, bias_ptr, BIAS, chunk, T
             )

@@ -83,6 +83,8 @@ def describe(config: Config) -> str:
         parts.append(f"{config.per_sm} programs per SM")
     if config.stages > 1:
         parts.append(f"{config.stages} stages")
+    if config.registers:
+        parts.append(f"{config.registers} registers")
     if config.overlap:
         parts.append("overlapped")
     return ", ".join(parts)

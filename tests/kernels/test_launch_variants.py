@@ -21,7 +21,7 @@ MANY_ROWS = ("quantize", "add_rmsnorm", "silu_mul", "dequantize")
 
 CONFIGS = [
     Config(block=64, warps=1),
-    Config(block=256, warps=4, rows=3),
+    Config(block=256, warps=4, rows=4),
     Config(block=128, warps=2, rows=2, per_sm=2, stages=2),
     Config(block=1024, warps=8, overlap=True),
 ]
