@@ -87,10 +87,11 @@ def test_a_row_has_few_enough_chunks_to_compile(pattern, k, block):
         Config,
         block=st.integers(0, 14).map(lambda power: 2**power),
         warps=st.integers(0, 5).map(lambda power: 2**power),
-        rows=st.integers(1, 16),
+        rows=st.integers(0, 4).map(lambda power: 2**power),
         per_sm=st.integers(0, 16),
         stages=st.integers(1, 4),
         overlap=st.booleans(),
+        registers=st.sampled_from([0, 64, 128]),
     )
 )
 def test_a_configuration_reads_back(config):

@@ -71,7 +71,7 @@ def test_every_pattern(seed):
 def test_configurations_of_the_tuner_agree(seed):
     """Some of those it tries, and what it leaves to full effort: loops, rows and pipelines."""
     more = [
-        Config(block=256, warps=4, rows=3),
+        Config(block=256, warps=4, rows=4),
         Config(block=512, warps=4, per_sm=2, stages=2),
         Config(block=1024, warps=8, overlap=True),
     ]
