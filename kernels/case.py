@@ -156,7 +156,7 @@ class Case:
             tensor.view(torch.uint8).fill_(0xA5)
         self.run(config, 0)
         rows = self._rows()
-        want = self._reference(rows)
+        want = self.reference_outputs(rows)
         return compare(tuple(tensor[rows] for tensor in it.outputs), want, self._exact)
 
     @property
@@ -171,7 +171,8 @@ class Case:
         start = (m - part) // 2
         return torch.cat((every[:part], every[start : start + part], every[m - part :]))
 
-    def _reference(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def reference_outputs(self, rows: torch.Tensor | slice) -> tuple[torch.Tensor, ...]:
+        """What the reference makes of these rows of set 0, in the order of `Operands.outputs`."""
         problem, it = self.problem, self.sets[0]
         x, out, pattern = it.x[rows], TORCH_DTYPES[problem.out], problem.pattern
         residual = None if it.residual is None else it.residual[rows]

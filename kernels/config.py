@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 from slidesparse.candidate import Candidate, Param
-from slidesparse.errors import CandidateError, SlideSparseError
+from slidesparse.errors import CandidateError, KernelError, SlideSparseError
 from slidesparse.kernel_problem import KernelProblem, KernelResult, Op, bucket_k
 from slidesparse.pattern import EXPANDED_K_ALIGNMENT, Pattern
 from slidesparse.problem import DType, bucket_m
@@ -30,9 +30,23 @@ BACKEND = "triton"
 BLOCK_GROUP = 8
 """A chunk holds a multiple of this many 2N blocks, so that it starts on 16 bytes."""
 
-LIMITS = {8: (0, 128), 16: (0, 64, 96), 32: (0, 64)}
+REGISTER_LIMITS = {8: (0, 128), 16: (0, 64, 96), 32: (0, 64)}
 """Registers per thread that are tried, by warps, where gate and up are scaled back: left alone the
 compiler loads so far ahead that few programs fit, 206 instead of 167 us for [4096, 37888] INT32."""
+
+POWERS = ("block", "warps", "rows")
+RANGES = {
+    "block": (1, 32768),
+    "warps": (1, 32),
+    "rows": (1, 64),
+    "per_sm": (0, 32),
+    "stages": (1, 8),
+    "registers": (0, 255),
+}
+"""What a configuration from a file may hold; anything else would fail in the launch."""
+
+MOST_BLOCK = 2**17
+"""Columns that a program can be made to hold; Triton refuses tensors of 2^20 elements."""
 
 MOST_CHUNKS = 64
 """A row in more chunks than this compiles for minutes; the block grows instead."""
@@ -78,11 +92,17 @@ class Config:
         names = {field.name for field in fields(cls)}
         if candidate.backend != BACKEND or set(params) != names:
             raise CandidateError(f"{candidate.label} is not a configuration of a Triton kernel")
-        sizes = {name: int(params[name]) for name in names - {"overlap"}}
-        for name in ("block", "warps", "rows"):
-            if sizes[name] < 1 or sizes[name] & (sizes[name] - 1):
-                raise CandidateError(f"{name} {sizes[name]} is not a power of two")
-        return cls(**sizes, overlap=bool(params["overlap"]))
+        overlap, sizes = params["overlap"], {}
+        for name, (least, most) in RANGES.items():
+            value = params[name]
+            if type(value) is not int or not least <= value <= most:
+                raise CandidateError(f"{name} {value!r} is not a whole number, {least} to {most}")
+            if name in POWERS and value & (value - 1):
+                raise CandidateError(f"{name} {value} is not a power of two")
+            sizes[name] = value
+        if type(overlap) is not bool:
+            raise CandidateError(f"overlap {overlap!r} is neither true nor false")
+        return cls(**sizes, overlap=overlap)
 
 
 @dataclass(frozen=True)
@@ -112,21 +132,37 @@ class Tile:
 
 @lru_cache(maxsize=4096)
 def tile_of(k: int, pattern: Pattern, block: int, align: int = EXPANDED_K_ALIGNMENT) -> Tile:
-    """Cut a row; a block too small for the pattern or the row is raised to what works."""
-    block = max(block, triton.next_power_of_2(-(-k // MOST_CHUNKS)))
+    """Cut a row; a block too small for the pattern or the row is raised to what works.
+
+    Raises:
+        KernelError: a row or its 2N blocks are too long for any block.
+    """
     k_out = pattern.expanded_k(k, align)
-    if pattern.windows <= 1:
-        parts = (k, k_out, pattern.windows, block, block, 1, 1, -(-k_out // block))
-    else:
+    if pattern.windows > 1:
         block = max(block, triton.next_power_of_2(BLOCK_GROUP * pattern.block))
-        groups = block // pattern.block // BLOCK_GROUP * BLOCK_GROUP
-        made = groups * pattern.windows * 2
-        made_block = triton.next_power_of_2(made)
-        # Alignment may ask for more columns than the blocks of the row fill.
-        chunks = -(-k_out // (2 * made))
-        span = groups * pattern.block
-        parts = (k, k_out, pattern.windows, block, span, made, made_block, chunks)
+    while True:
+        parts = _parts(k, k_out, pattern, block)
+        if parts[-1] <= MOST_CHUNKS:
+            break
+        block *= 2
+    if max(parts[3], parts[6]) > MOST_BLOCK:
+        raise KernelError(
+            f"K={k} with pattern {pattern} needs {max(parts[3], parts[6])} columns at a time and "
+            f"a program holds {MOST_BLOCK}; use a pattern of shorter blocks"
+        )
     return Tile(*(tl.constexpr(part) for part in parts))
+
+
+def _parts(k: int, k_out: int, pattern: Pattern, block: int) -> tuple[int, ...]:
+    """The fields of a Tile."""
+    if pattern.windows <= 1:
+        return (k, k_out, pattern.windows, block, block, 1, 1, -(-k_out // block))
+    groups = block // pattern.block // BLOCK_GROUP * BLOCK_GROUP
+    made = groups * pattern.windows * 2
+    # Alignment may ask for more columns than the blocks of the row fill.
+    chunks = -(-k_out // (2 * made))
+    span = groups * pattern.block
+    return (k, k_out, pattern.windows, block, span, made, triton.next_power_of_2(made), chunks)
 
 
 def default_config(op: Op, k: int, m: int) -> Config:
@@ -170,7 +206,7 @@ def candidates(problem: KernelProblem, full: bool = False) -> list[Config]:
             if rows <= problem.m and block <= width and 4 <= block * rows // (32 * warps) <= 32
         ]
     else:
-        limits = LIMITS if problem.op is Op.DEQUANT_SILU_MUL_QUANTIZE else {}
+        limits = REGISTER_LIMITS if problem.op is Op.DEQUANT_SILU_MUL_QUANTIZE else {}
         space = [
             Config(block, warps, registers=registers)
             for block in (512, 1024, 2048, 4096, 8192)
@@ -208,25 +244,32 @@ class Table:
     """Tuned configurations in memory, by everything but M, then by M bucket."""
 
     def __init__(self, results: Iterable[KernelResult] = ()) -> None:
-        """Take the winners of `results`; unreadable ones are left out."""
-        self._configs: dict[Key, dict[int, Config]] = {}
+        """Take the winners of `results`; one that cannot be launched is warned of and left out."""
+        self._configs: dict[Key, list[tuple[int, bool, Config]]] = {}
         for result in results:
             if result.best is None:
                 continue
+            problem = result.problem
             try:
                 config = Config.of(result.best.candidate)
-            except CandidateError:
+            except CandidateError as error:
+                log.warning("tuned configuration of %s is not used: %s", problem.key, error)
                 continue
-            by_m = self._configs.setdefault(_key(result.problem), {})
-            by_m[bucket_m(result.problem.m)] = config
+            entry = (bucket_m(problem.m), problem.passes_int32, config)
+            self._configs.setdefault(_key(problem), []).append(entry)
 
     def find(self, problem: KernelProblem) -> Config | None:
-        """The configuration of the problem's M bucket, else of the next above, else below."""
-        by_m = self._configs.get(_key(problem))
-        if by_m is None and problem.residual:
-            by_m = self._configs.get(_key(replace(problem, residual=False)))
-        if not by_m:
+        """The configuration of the problem's M bucket, else of the next above, else below.
+
+        Tensors past 2^31 elements run other code: what was tuned for the same code goes first. A
+        norm with a residual and one without lend each other theirs.
+        """
+        other = replace(problem, residual=not problem.residual) if problem.can_add else problem
+        tuned = self._configs.get(_key(problem)) or self._configs.get(_key(other))
+        if not tuned:
             return None
+        alike = [entry for entry in tuned if entry[1] == problem.passes_int32] or tuned
+        by_m = {bucket: config for bucket, _, config in alike}
         wanted = bucket_m(problem.m)
         above = [bucket for bucket in by_m if bucket >= wanted]
         return by_m[min(above) if above else max(by_m)]
@@ -244,6 +287,7 @@ def _key(problem: KernelProblem) -> Key:
 
 
 _tables: dict[int, Table] = {}
+_generation = 0
 _loading = threading.Lock()
 
 
@@ -253,9 +297,32 @@ def load(device_index: int, table: Table | None = None) -> Table:
     The first launch on a device does this by itself; call it to take newly tuned configurations.
     """
     with _loading:
-        _tables[device_index] = table if table is not None else _read(device_index)
-        chosen.cache_clear()
-        return _tables[device_index]
+        return _use(device_index, table if table is not None else _read(device_index))
+
+
+def forget() -> None:
+    """Drop what `load` and launches brought into memory; the next launch reads the cache again."""
+    global _generation
+    with _loading:
+        _tables.clear()
+        _generation += 1
+        _chosen.cache_clear()
+
+
+def _use(device_index: int, table: Table) -> Table:
+    global _generation
+    _tables[device_index] = table
+    # What a launch in another thread is about to remember belongs to the generation before.
+    _generation += 1
+    _chosen.cache_clear()
+    return table
+
+
+def _loaded(device_index: int) -> Table:
+    """The table of a device, read by the first who asks."""
+    with _loading:
+        table = _tables.get(device_index)
+        return table if table is not None else _use(device_index, _read(device_index))
 
 
 def _read(device_index: int) -> Table:
@@ -271,7 +338,6 @@ def _read(device_index: int) -> Table:
         return Table()
 
 
-@lru_cache(maxsize=65536)
 def chosen(
     device_index: int,
     op: Op,
@@ -283,10 +349,23 @@ def chosen(
     residual: bool,
 ) -> Config:
     """The configuration of a launch: tuned or default. Reads files at most once per device."""
-    if device_index < 0:
-        return default_config(op, k, m_bucket)
-    table = _tables.get(device_index)
-    if table is None:
-        table = load(device_index)
+    if device_index >= 0 and device_index not in _tables:
+        _loaded(device_index)
+    return _chosen(_generation, device_index, op, m_bucket, k, source, out, pattern, residual)
+
+
+@lru_cache(maxsize=65536)
+def _chosen(
+    generation: int,
+    device_index: int,
+    op: Op,
+    m_bucket: int,
+    k: int,
+    source: DType,
+    out: DType,
+    pattern: Pattern,
+    residual: bool,
+) -> Config:
+    table = _tables.get(device_index, Table())
     problem = KernelProblem(op, m_bucket, k, source, out, pattern, residual)
     return table.find(problem) or default_config(op, k, m_bucket)

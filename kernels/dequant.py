@@ -16,6 +16,7 @@ from slidesparse.kernels.launch import (
     Scaled,
     check_output,
     check_rows,
+    check_shape,
     config_for,
     launch,
     needs_wide,
@@ -113,7 +114,7 @@ def _run(a: torch.Tensor, scaled: Scaled, out: torch.Tensor, residual: torch.Ten
         raise KernelError(f"out is {out.dtype}; use bfloat16, float16 or float32")
     if residual is not None:
         check_rows(residual, "residual", FLOATS)
-        check_output(residual, "residual", (a.shape[0], a.shape[1]), a)
+        check_shape(residual, "residual", (a.shape[0], a.shape[1]), a)
     if a.shape[0] == 0:
         return
     if not runs_triton(a):

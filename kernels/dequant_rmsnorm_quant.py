@@ -15,8 +15,8 @@ from slidesparse.kernels.launch import (
     FLOATS,
     Scaled,
     check_out_dtype,
-    check_output,
     check_rows,
+    check_shape,
     config_for,
     empty_quantised,
     fill,
@@ -44,7 +44,7 @@ def _run(
     check_norm_operands(a, weight, q, scale_out, pattern, hidden)
     if residual is not None:
         check_rows(residual, "residual", FLOATS)
-        check_output(residual, "residual", (a.shape[0], a.shape[1]), a)
+        check_shape(residual, "residual", (a.shape[0], a.shape[1]), a)
     if a.shape[0] == 0:
         return
     if not runs_triton(a):

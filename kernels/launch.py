@@ -30,6 +30,11 @@ def runs_triton(x: torch.Tensor) -> bool:
     return x.is_cuda or INTERPRETED
 
 
+def _names(dtypes: tuple[torch.dtype, ...]) -> str:
+    listed = [str(dtype).removeprefix("torch.") for dtype in dtypes]
+    return listed[0] if len(listed) == 1 else f"one of {', '.join(listed)}"
+
+
 @dataclass(frozen=True)
 class Scaled:
     """What scales the output of a GEMM back.
@@ -53,10 +58,8 @@ class Scaled:
         m, n = a.shape
         for name, scale, size in (("row_scale", self.row, m), ("column_scale", self.column, n)):
             check_vector(scale, name, size if scale.numel() != 1 else 1, a)
-            if scale.dtype is not torch.float32:
-                raise KernelError(f"{name} is {scale.dtype}; float32 is needed")
         if self.bias is not None:
-            check_vector(self.bias, "bias", n, a)
+            check_vector(self.bias, "bias", n, a, FLOATS)
 
     @property
     def strides(self) -> tuple[int, int]:
@@ -85,8 +88,7 @@ def check_rows(x: torch.Tensor, name: str, dtypes: tuple[torch.dtype, ...], widt
             f"{name} has {x.dim()} dimensions {tuple(x.shape)}; reshape it to [tokens, width]"
         )
     if x.dtype not in dtypes:
-        wanted = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-        raise KernelError(f"{name} is {x.dtype}; use one of {wanted}")
+        raise KernelError(f"{name} is {x.dtype}; use {_names(dtypes)}")
     if x.shape[1] == 0:
         raise KernelError(f"{name} {tuple(x.shape)} has no columns")
     if width and x.shape[1] != width:
@@ -98,32 +100,57 @@ def check_rows(x: torch.Tensor, name: str, dtypes: tuple[torch.dtype, ...], widt
         )
 
 
-def check_vector(x: torch.Tensor, name: str, size: int, like: torch.Tensor) -> None:
-    """Refuse what is not `size` consecutive values on the device of `like`.
+def check_vector(
+    x: torch.Tensor,
+    name: str,
+    size: int,
+    like: torch.Tensor,
+    dtypes: tuple[torch.dtype, ...] = (torch.float32,),
+) -> None:
+    """Refuse what is not `size` consecutive values of these dtypes on the device of `like`.
 
     Raises:
         KernelError: names the tensor, what it is and what is needed.
     """
-    if x.numel() != size or not x.is_contiguous():
+    if x.numel() != size:
         raise KernelError(
             f"{name} has shape {tuple(x.shape)}; {size} consecutive values are needed"
         )
+    if not x.is_contiguous():
+        raise KernelError(f"{name} has strides {x.stride()}; call .contiguous()")
+    if x.dtype not in dtypes:
+        raise KernelError(f"{name} is {x.dtype}; {_names(dtypes)} is needed")
+    if x.device != like.device:
+        raise KernelError(f"{name} is on {x.device} and the rows are on {like.device}")
+
+
+def check_shape(x: torch.Tensor, name: str, shape: tuple[int, int], like: torch.Tensor) -> None:
+    """Refuse rows of another shape or device.
+
+    Raises:
+        KernelError: names the tensor, what it is and what is needed.
+    """
+    if tuple(x.shape) != shape:
+        raise KernelError(f"{name} has shape {tuple(x.shape)}; {list(shape)} is needed")
     if x.device != like.device:
         raise KernelError(f"{name} is on {x.device} and the rows are on {like.device}")
 
 
 def check_output(out: torch.Tensor, name: str, shape: tuple[int, int], like: torch.Tensor) -> None:
-    """Refuse a given output of another shape or device.
+    """Refuse a given output of another shape or device, or one whose rows overlap.
 
     Raises:
         KernelError: names the tensor, what it is and what is needed.
     """
-    if tuple(out.shape) != shape:
-        raise KernelError(f"{name} has shape {tuple(out.shape)}; {list(shape)} is needed")
-    if out.stride(1) != 1 and out.shape[1] > 1:
+    check_shape(out, name, shape, like)
+    rows, columns = shape
+    if out.stride(1) != 1 and columns > 1:
         raise KernelError(f"the columns of {name} are {out.stride(1)} elements apart, not 1")
-    if out.device != like.device:
-        raise KernelError(f"{name} is on {out.device} and the rows are on {like.device}")
+    if rows > 1 and out.stride(0) < columns:
+        raise KernelError(
+            f"the rows of {name} are {out.stride(0)} elements apart and have {columns} columns: "
+            "they overlap; give memory of its own"
+        )
 
 
 def check_q(q: torch.Tensor, m: int, k: int, pattern: Pattern, like: torch.Tensor) -> None:
@@ -134,18 +161,16 @@ def check_q(q: torch.Tensor, m: int, k: int, pattern: Pattern, like: torch.Tenso
     """
     check_output(q, "q", (m, pattern.expanded_k(k)), like)
     # The lift stores pairs of bytes.
-    if pattern.windows > 1 and (q.storage_offset() % 2 or (m > 1 and q.stride(0) % 2)):
+    if pattern.windows > 1 and (q.data_ptr() % 2 or (m > 1 and q.stride(0) % 2)):
         raise KernelError(
-            f"q starts {q.storage_offset()} bytes into its memory and its rows are {q.stride(0)} "
-            f"bytes apart; pattern {pattern} needs multiples of 2"
+            f"q starts {q.data_ptr() % 2} bytes past a multiple of 2 and its rows are "
+            f"{q.stride(0)} bytes apart; pattern {pattern} needs multiples of 2"
         )
 
 
 def check_scale_out(scale: torch.Tensor, m: int, like: torch.Tensor) -> None:
     """Refuse an output for scales that is not [M] float32; raises like `check_vector`."""
     check_vector(scale, "the output scale", m, like)
-    if scale.dtype is not torch.float32:
-        raise KernelError(f"the output scale is {scale.dtype}; float32 is needed")
 
 
 def check_out_dtype(q: torch.Tensor, dtype: torch.dtype) -> None:
@@ -180,6 +205,8 @@ def empty_quantised(
     x: torch.Tensor, k: int, dtype: torch.dtype, block: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """New outputs for the rows of `x`: q [M, K'] and scale [M]."""
+    if k < 1:
+        raise KernelError(f"rows {tuple(x.shape)} have too few columns")
     shape = (x.shape[0], pattern_of(block).expanded_k(k))
     q = torch.empty(shape, dtype=dtype, device=x.device)
     return q, torch.empty(x.shape[0], dtype=torch.float32, device=x.device)

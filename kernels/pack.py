@@ -71,10 +71,12 @@ def pack24_op(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor
     rows, k = w.shape
     if k % (4 * GROUPS):
         raise KernelError(f"w has {k} columns; pad them to a multiple of {4 * GROUPS}")
-    if w.stride(0) % 4 or w.storage_offset() % 4:
+    if rows == 1:
+        w = w.flatten()[None]  # The stride of a single row means nothing.
+    if w.stride(0) % 4 or w.data_ptr() % 4:
         raise KernelError(
-            f"w starts {w.storage_offset()} bytes into its memory and its rows are {w.stride(0)} "
-            "bytes apart; multiples of 4 are needed"
+            f"w starts {w.data_ptr() % 4} bytes past a multiple of 4 and its rows are "
+            f"{w.stride(0)} bytes apart; multiples of 4 are needed"
         )
     values, metadata, overfull = _empty(w)
     overfull.fill_(rows)

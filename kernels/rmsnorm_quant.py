@@ -22,6 +22,7 @@ from slidesparse.kernels.launch import (
     check_quantised,
     check_rows,
     check_scale_out,
+    check_shape,
     check_vector,
     config_for,
     empty_quantised,
@@ -219,12 +220,12 @@ def check_norm_operands(
     """
     m, k = x.shape
     check_quantised(q.dtype, x)
-    check_vector(weight, "weight", k, x)
+    check_vector(weight, "weight", k, x, FLOATS)
     check_q(q, m, k, pattern, x)
     check_scale_out(scale_out, m, x)
     if hidden is not None:
-        check_rows(hidden, "residual", FLOATS)
-        check_output(hidden, "residual", (m, k), x)
+        check_rows(hidden, "the new residual", FLOATS)
+        check_output(hidden, "the new residual", (m, k), x)
 
 
 def _run(
@@ -239,9 +240,14 @@ def _run(
 ) -> None:
     pattern = pattern_of(block)
     check_rows(x, "x", FLOATS)
-    check_norm_operands(x, weight, q, scale_out, pattern, residual)
-    if residual is not None and residual.dtype is not x.dtype:
-        raise KernelError(f"residual is {residual.dtype} and x is {x.dtype}; give both one dtype")
+    if residual is not None:
+        check_rows(residual, "residual", FLOATS)
+        check_shape(residual, "residual", (x.shape[0], x.shape[1]), x)
+        if residual.dtype is not x.dtype:
+            raise KernelError(
+                f"residual is {residual.dtype} and x is {x.dtype}; give both one dtype"
+            )
+    check_norm_operands(x, weight, q, scale_out, pattern, hidden)
     if x.shape[0] == 0:
         return
     if not runs_triton(x):

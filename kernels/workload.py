@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from slidesparse.kernel_problem import KernelProblem, Op
 from slidesparse.models import LinearLayer, ModelSpec
@@ -49,7 +50,7 @@ def model_problems(
             for problem in _around(layer, spec.hidden, count, dtype, every, activation):
                 if problem.op in ops:
                     found.setdefault(problem.key, problem)
-    return tuple(sorted(found.values(), key=_order))
+    return tuple(sorted(found.values(), key=row_order))
 
 
 def tuned_problems(
@@ -67,7 +68,17 @@ def tuned_problems(
     usual = model_problems(spec, tp, dtype, patterns, SEARCH_M, ops=ops)
     longest = model_problems(spec, tp, dtype, patterns, (LONGEST_M,), ops=ops)
     both = (*usual, *(problem for problem in longest if problem.passes_int32))
-    return tuple(sorted(both, key=_order))
+    return tuple(sorted(both, key=row_order))
+
+
+def launched_problems(problems: Sequence[KernelProblem]) -> tuple[KernelProblem, ...]:
+    """What a server launches of these: the first layer's norm, which adds nothing, as well."""
+    plain = (
+        replace(problem, residual=False)
+        for problem in problems
+        if problem.op is Op.RMSNORM_QUANTIZE
+    )
+    return tuple(dict.fromkeys((*problems, *plain)))
 
 
 def _around(
@@ -97,5 +108,6 @@ def _around(
             )
 
 
-def _order(problem: KernelProblem) -> tuple[int, int, int, int]:
+def row_order(problem: KernelProblem) -> tuple[int, int, int, int]:
+    """Where a problem stands in tables and files: by operation, K, pattern, M."""
     return (list(Op).index(problem.op), problem.k, problem.pattern.block, problem.m)

@@ -116,6 +116,11 @@ class KernelProblem:
         return 2 * self.k if halves else self.k
 
     @property
+    def can_add(self) -> bool:
+        """Whether the operation can add a residual."""
+        return self.op in _WITH_RESIDUAL
+
+    @property
     def passes_int32(self) -> bool:
         """Whether some tensor has more elements than a 32-bit offset can address."""
         return self.m * max(self.width, self.pattern.expanded_k(self.k)) > INT32_MAX

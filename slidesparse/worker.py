@@ -20,6 +20,18 @@ from typing import Any
 from slidesparse.devices import Device
 from slidesparse.errors import SearchError, SlideSparseError
 
+LOST_DEVICE = (
+    "cuda error",
+    "cuda_error",
+    # What Triton passes on of the driver's words; after others of its errors the device is sound.
+    "illegal memory access",
+    "misaligned address",
+    "illegal instruction",
+    "unspecified launch failure",
+    "device-side assert",
+)
+"""Words of errors after which a CUDA context serves nobody."""
+
 START_TIMEOUT = 180.0
 """Seconds for a worker to import its libraries and open the device."""
 
@@ -276,7 +288,7 @@ def _answer(session: Any, request: _Request) -> _Reply:
 def is_device_fault(error: Exception) -> bool:
     """Whether the device is lost to this process, which then has to end."""
     text = str(error).lower()
-    return "cuda error" in text or "cuda_error" in text or "acceleratorerror" in repr(error).lower()
+    return any(sign in text for sign in LOST_DEVICE) or "acceleratorerror" in repr(error).lower()
 
 
 def _portable(error: Exception) -> SlideSparseError | str:

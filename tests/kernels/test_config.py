@@ -111,12 +111,23 @@ BAD = {
     "three warps": replace(GOOD, params={**GOOD.params, "warps": 3}),
     "negative warps": replace(GOOD, params={**GOOD.params, "warps": -4}),
     "no rows": replace(GOOD, params={**GOOD.params, "rows": 0}),
+    "block of text": replace(GOOD, params={**GOOD.params, "block": "1024"}),
+    "block of half a column": replace(GOOD, params={**GOOD.params, "block": 1024.5}),
+    "block that is true": replace(GOOD, params={**GOOD.params, "block": True}),
+    "block of a billion": replace(GOOD, params={**GOOD.params, "block": 2**30}),
+    "too many warps": replace(GOOD, params={**GOOD.params, "warps": 1024}),
+    "fewer than no programs": replace(GOOD, params={**GOOD.params, "per_sm": -3}),
+    "no stages": replace(GOOD, params={**GOOD.params, "stages": 0}),
+    "negative registers": replace(GOOD, params={**GOOD.params, "registers": -5}),
+    "overlap in words": replace(GOOD, params={**GOOD.params, "overlap": "no"}),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_what_is_no_configuration_is_refused(name):
-    with pytest.raises(CandidateError, match=r"is not a configuration|is not a power of two"):
+    with pytest.raises(
+        CandidateError, match=r"is not a configuration|is not a (power|whole)|neither true"
+    ):
         Config.of(BAD[name])
 
 
@@ -174,21 +185,30 @@ class TestTable:
         assert table.find(adds) == Config(512, 1)
         table = Table([result(plain, Config(512, 1)), result(adds, Config(1024, 2))])
         assert table.find(adds) == Config(1024, 2)
-        assert Table([result(adds, Config(1024, 2))]).find(plain) is None
+        assert Table([result(adds, Config(1024, 2))]).find(plain) == Config(1024, 2)
 
-    def test_what_cannot_be_read_is_left_out(self):
+    def test_what_was_tuned_for_the_same_code_goes_first(self):
+        """Past 2^31 elements offsets are long, which is other code: its bucket does not count."""
+        long = replace(PROBLEM, m=65536, k=37888)
+        short = replace(long, m=1024)
+        table = Table([result(long, Config(512, 1)), result(short, Config(1024, 2))])
+        assert table.find(replace(long, m=2048)) == Config(1024, 2)
+        assert table.find(replace(long, m=10**6)) == Config(512, 1)
+        assert Table([result(long, Config(512, 1))]).find(short) == Config(512, 1)
+
+    def test_what_cannot_be_read_is_left_out(self, caplog):
         unreadable = result(PROBLEM, Candidate("triton", {"num_warps": 4}))
         assert Table([unreadable, KernelResult(PROBLEM, ())]).find(PROBLEM) is None
+        assert f"tuned configuration of {PROBLEM.key} is not used" in caplog.text
         assert Table().find(PROBLEM) is None
 
 
 @pytest.fixture
 def fresh(monkeypatch):
     """No table is loaded, and none stays."""
-    monkeypatch.setattr(module, "_tables", {})
-    chosen.cache_clear()
+    module.forget()
     yield
-    chosen.cache_clear()
+    module.forget()
 
 
 @pytest.fixture

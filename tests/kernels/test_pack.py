@@ -110,10 +110,10 @@ WRONG = {
     "w has 48 columns; pad them to a multiple of 32": lambda: pack24(W[:, :48]),
     "w (4, 0) has no columns": lambda: pack24(W[:, :0]),
     "the columns of w are 2 elements apart": lambda: pack24(W[:, ::2]),
-    "w starts 1 bytes into its memory and its rows are 64 bytes apart; multiples of 4": (
+    "w starts 1 bytes past a multiple of 4 and its rows are 64 bytes apart; multiples of 4": (
         lambda: pack24(W[:, 1:33])
     ),
-    "w starts 0 bytes into its memory and its rows are 33 bytes apart; multiples of 4": (
+    "w starts 0 bytes past a multiple of 4 and its rows are 33 bytes apart; multiples of 4": (
         lambda: pack24(torch.zeros(4, 33, dtype=torch.int8)[:, :32])
     ),
 }

@@ -113,7 +113,7 @@ WRONG = {
     "weight has shape (15,); 16 consecutive values are needed": (
         lambda: rmsnorm_quantize(X, W[:15], EPS)
     ),
-    "weight has shape (16,); 16 consecutive values are needed": (
+    "weight has strides (2,); call .contiguous()": (
         lambda: rmsnorm_quantize(X, torch.ones(32)[::2], EPS)
     ),
     "residual has shape (3, 16); [4, 16] is needed": (
