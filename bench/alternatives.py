@@ -16,11 +16,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from slidesparse.devices import Device
 from slidesparse.kernel_problem import KernelProblem, Op
 from slidesparse.kernels.case import Case, Operands, codes
-from slidesparse.kernels.config import Config, chosen
+from slidesparse.kernels.config import Config
+from slidesparse.kernels.warm import launch_config
 from slidesparse.pattern import DENSE
-from slidesparse.problem import bucket_m
 from slidesparse.tensors import TORCH_DTYPES
 
 Outputs = tuple[torch.Tensor, ...]
@@ -50,6 +51,11 @@ class Alternative:
     how: str
     run: Callable[[int], Outputs] | None
     reason: str = ""
+
+    @property
+    def label(self) -> str:
+        """Name and way in one."""
+        return f"{self.name} ({self.how})" if self.how else self.name
 
 
 class Gather:
@@ -88,28 +94,28 @@ class Gather:
         out.view(torch.int16).view(windows.shape).copy_(windows)
 
 
-def two_steps(case: Case, device_index: int) -> Iterator[Alternative]:
+def two_steps(case: Case, device: Device) -> Iterator[Alternative]:
     """Our own kernels one after the other, and a gather in torch.
 
     Args:
         case: the operands; what is made goes to its outputs.
-        device_index: of the GPU whose configurations are taken; -1 for the defaults.
+        device: whose configurations are taken.
     """
     problem = case.problem
     if problem.op in (Op.DEQUANT_RMSNORM_QUANTIZE, Op.DEQUANT_SILU_MUL_QUANTIZE):
-        yield _dequantize_first(case, device_index)
+        yield _dequantize_first(case, device)
     elif not problem.pattern.dense:
-        yield from _gather_second(case, device_index)
+        yield from _gather_second(case, device)
 
 
-def _gather_second(case: Case, device_index: int) -> Iterator[Alternative]:
+def _gather_second(case: Case, device: Device) -> Iterator[Alternative]:
     problem, first = case.problem, case.sets[0]
     between = dense_buffer(case)
     gather = Gather(problem, first.x.device)
     dense = variant(
         case, replace(problem, pattern=DENSE), [replace(it, q=between) for it in case.sets]
     )
-    config = config_of(dense.problem, device_index)
+    config = launch_config(dense.problem, device)
     for name, way in gather.ways.items():
         run = _gathered(case, dense, config, between, way)
         yield Alternative("two-step", f"{problem.op}, then {name}", run)
@@ -127,7 +133,7 @@ def _gathered(
     return run
 
 
-def _dequantize_first(case: Case, device_index: int) -> Alternative:
+def _dequantize_first(case: Case, device: Device) -> Alternative:
     problem = case.problem
     x = case.sets[0].x
     norm = problem.op is Op.DEQUANT_RMSNORM_QUANTIZE
@@ -147,7 +153,7 @@ def _dequantize_first(case: Case, device_index: int) -> Alternative:
     after = KernelProblem(op, problem.m, problem.k, kept, problem.out, problem.pattern)
     first = variant(case, raw, [one for one, _ in steps])
     second = variant(case, after, [other for _, other in steps])
-    configs = config_of(raw, device_index), config_of(after, device_index)
+    configs = launch_config(raw, device), launch_config(after, device)
 
     def run(index: int) -> Outputs:
         first.run(configs[0], index)
@@ -169,13 +175,6 @@ def dense_buffer(case: Case) -> torch.Tensor:
     problem = case.problem
     shape = (problem.m, problem.k)
     return torch.empty(shape, dtype=TORCH_DTYPES[problem.out], device=case.sets[0].x.device)
-
-
-def config_of(problem: KernelProblem, device_index: int) -> Config:
-    """The configuration that a launch of this problem takes: tuned or default."""
-    it = problem
-    bucket = bucket_m(it.m)
-    return chosen(device_index, it.op, bucket, it.k, it.source, it.out, it.pattern, it.residual)
 
 
 def checked_rows(m: int, device: torch.device) -> torch.Tensor:

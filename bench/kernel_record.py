@@ -5,11 +5,9 @@ One JSON form, versioned, written by the tool and never by hand; a CSV beside it
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -25,14 +23,20 @@ from pydantic import (
 )
 
 from slidesparse import __version__
-from slidesparse.bench.record import source_commit, write_text
+from slidesparse.bench.result_file import (
+    FileKind,
+    now,
+    read_data,
+    source_commit,
+    write_data,
+    write_rows,
+)
 from slidesparse.devices import Fingerprint
 from slidesparse.errors import UsageError
 from slidesparse.kernel_problem import KernelProblem
 from slidesparse.serialize import from_plain, to_plain
 
-KIND = "slidesparse-kernels-bench"
-SCHEMA_VERSION = 1
+KIND = FileKind("slidesparse-kernels-bench", 1, "slidesparse bench kernels")
 
 CSV_COLUMNS = (
     "op",
@@ -180,10 +184,10 @@ class KernelRecord:
         fingerprint: of the machine.
         settings: the options of the command.
         seconds: wall time.
-        interrupted: whether it was stopped by hand.
+        interrupted: whether it ended early, by hand or because the device was lost.
         ceilings: of the same run.
         rows: by operation, K, pattern and M.
-        skipped: problems that were not tried.
+        skipped: problems that were not tried, and the one that lost the device.
         commit: of the source, "unknown" outside a checkout.
         version: of the package.
         created: UTC time in ISO 8601.
@@ -206,8 +210,7 @@ class KernelRecord:
 
     def stamped(self) -> KernelRecord:
         """The record with commit and time of now."""
-        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        return replace(self, commit=source_commit(), created=now)
+        return replace(self, commit=source_commit(), created=now())
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -222,9 +225,7 @@ def write_json(record: KernelRecord, path: Path) -> None:
     Raises:
         UsageError: the file cannot be written.
     """
-    head = {"kind": KIND, "schema_version": SCHEMA_VERSION}
-    data = head | _adapter().dump_python(record, mode="json")
-    write_text(path, json.dumps(data, indent=1) + "\n")
+    write_data(path, KIND, _adapter().dump_python(record, mode="json"))
 
 
 def read_json(path: Path) -> KernelRecord:
@@ -233,29 +234,16 @@ def read_json(path: Path) -> KernelRecord:
     Raises:
         UsageError: it is missing, truncated, of another kind or schema, or holds wrong values.
     """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UsageError(f"{path} is not JSON: {error}") from error
-    if not isinstance(data, dict) or data.get("kind") != KIND:
-        raise UsageError(f"{path} is not a result file of slidesparse bench kernels")
-    if data.get("schema_version") != SCHEMA_VERSION:
-        raise UsageError(
-            f"{path} has schema version {data.get('schema_version')}, this is {SCHEMA_VERSION}"
-        )
-    return _from_data(data, path)
+    return _from_data(read_data(path, KIND), path)
 
 
 def _from_data(data: Mapping[str, Any], path: Path) -> KernelRecord:
     for field in ("commit", "version", "created"):
         if field not in data:
             raise UsageError(f"{path} is damaged: it lacks '{field}'")
-    rest = {key: value for key, value in data.items() if key not in ("kind", "schema_version")}
     try:
         # As JSON: there a list may stand for a tuple and an object for a dataclass.
-        return _adapter().validate_json(json.dumps(rest))
+        return _adapter().validate_json(json.dumps(data))
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         place = ".".join(str(part) for part in first["loc"])
@@ -276,14 +264,7 @@ def write_csv(record: KernelRecord, path: Path) -> None:
     Raises:
         UsageError: the file cannot be written.
     """
-    try:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(CSV_COLUMNS)
-            for row in record.rows:
-                writer.writerows(_lines(row))
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+    write_rows(path, CSV_COLUMNS, (line for row in record.rows for line in _lines(row)))
 
 
 def _lines(row: Row) -> Iterator[Sequence[object]]:

@@ -18,27 +18,28 @@ from slidesparse.bench.alternatives import (
     Alternative,
     Outputs,
     checked_rows,
-    config_of,
     differs,
     two_steps,
 )
 from slidesparse.bench.ceilings import CPU_BYTES, LARGE_BYTES, Copy, empty_runner
 from slidesparse.bench.compiled import HOW, NAME, Compiled
+from slidesparse.bench.fault import DeviceLost, guard
 from slidesparse.bench.kernel_record import AlternativeTime, Ceilings, Row, Skipped
 from slidesparse.bench.vllm_kernels import vllm_alternatives
 from slidesparse.devices import Device, l2_bytes
 from slidesparse.kernel_problem import KernelProblem, Op
-from slidesparse.kernels import reference
-from slidesparse.kernels.case import EPS, Case
+from slidesparse.kernels.case import Case
 from slidesparse.kernels.config import Config, Table, load
 from slidesparse.kernels.launch import needs_wide
-from slidesparse.kernels.workload import model_problems
+from slidesparse.kernels.warm import launch_config
+from slidesparse.kernels.workload import model_problems, row_order
 from slidesparse.models import ModelSpec
 from slidesparse.pattern import Pattern
 from slidesparse.problem import DType
 from slidesparse.stats import interquartile
 from slidesparse.tensors import TORCH_DTYPES
 from slidesparse.timing import CpuTimed, GpuTimed, Runner, Timed
+from slidesparse.worker import first_line
 
 ROUNDS = 21
 FEWEST_ROUNDS = 7
@@ -48,8 +49,6 @@ RACE_US = 2e6
 MEMORY_FACTOR = 5
 """Two sets of operands, a copy of as many bytes and what the alternatives put beside them, each
 times the bytes of the problem."""
-
-REASON_LENGTH = 300
 
 
 @dataclass(frozen=True)
@@ -82,11 +81,6 @@ def bench_problems(
     return tuple(sorted(found, key=row_order))
 
 
-def row_order(problem: KernelProblem) -> tuple[int, int, int, int]:
-    """Where a problem stands in tables and files."""
-    return (list(Op).index(problem.op), problem.k, problem.pattern.block, problem.m)
-
-
 class KernelBench:
     """Times kernels on one device.
 
@@ -102,7 +96,6 @@ class KernelBench:
         self._device, self._table, self._seed = device, table, seed
         self._compiles = compiles
         self._where = torch.device(str(device))
-        self._index = device.index if device.is_gpu else -1
         self._stream: torch.cuda.Stream | None = None
         self._compiled: Compiled | None = None
         if device.is_gpu:
@@ -111,13 +104,18 @@ class KernelBench:
             self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def ceilings(self) -> Ceilings:
-        """Measure the bandwidth of a large copy and the time of an empty kernel."""
-        copy = Copy(LARGE_BYTES if self._device.is_gpu else CPU_BYTES, self._device)
-        size = 2 * copy.half
-        runners = [(copy.runner(), copy.sets)]
-        if self._device.is_gpu:
-            runners.append((empty_runner(self._device), 1))
-        times = self._race([self._timed(runner, sets) for runner, sets in runners])
+        """Measure the bandwidth of a large copy and the time of an empty kernel.
+
+        Raises:
+            DeviceLost: the device did not survive it.
+        """
+        with guard(self._device, None, "a large copy or an empty kernel"):
+            copy = Copy(LARGE_BYTES if self._device.is_gpu else CPU_BYTES, self._device)
+            size = 2 * copy.half
+            runners = [(copy.runner(), copy.sets)]
+            if self._device.is_gpu:
+                runners.append((empty_runner(self._device), 1))
+            times = self._race([self._timed(runner, sets) for runner, sets in runners])
         empty = times[1].median_us if len(times) > 1 else 0.0
         return Ceilings(size / (times[0].median_us * 1e3), size, empty)
 
@@ -126,14 +124,19 @@ class KernelBench:
 
         What torch.compile makes of a row count that it has not seen is tuned for the first one it
         saw, so that one is a large one, as where a server warms up.
+
+        Raises:
+            DeviceLost: the device is lost, with the problem and what ran; no more can be measured.
         """
         group: tuple[object, ...] | None = None
         for problem in sorted(problems, key=lambda p: (*row_order(p)[:3], -p.m)):
             key = (problem.op, problem.k, problem.pattern)
             if key != group:
                 group, self._compiled = key, None
-            yield self._measure(problem, ceilings)
-            self._tidy()
+            with guard(self._device, problem, "preparing or cleaning up"):
+                found = self._measure(problem, ceilings)
+                self._tidy()
+            yield found
 
     def _measure(self, problem: KernelProblem, ceilings: Ceilings) -> Row | Skipped:
         needed, free = MEMORY_FACTOR * problem_bytes(problem), self._free()
@@ -150,38 +153,44 @@ class KernelBench:
                 return self._reference_row(case, ceilings)
             return self._kernel_row(case, ceilings)
         except torch.cuda.OutOfMemoryError as error:
-            return Skipped(problem, one_line(error))
+            return Skipped(problem, named(error))
 
     def _reference_row(self, case: Case, ceilings: Ceilings) -> Row:
         copy = Copy(case.bytes, self._device)
-        runners = [Runner(reference_launch(case)), copy.runner()]
+        runners = [Runner(lambda index, stream: case.reference_outputs(slice(None))), copy.runner()]
         ours, same = self._race([self._timed(runner, 1) for runner in runners])
         return _row(case, ceilings, None, False, ours=ours, same=same)
 
     def _kernel_row(self, case: Case, ceilings: Ceilings) -> Row:
         problem = case.problem
-        config = config_of(problem, self._index)
+        config = launch_config(problem, self._device)
         tuned = self._table.find(problem) is not None
+        mine = f"our kernel [{config.candidate.label}]"
         try:
-            wrong = case.wrong(config)
-        except torch.cuda.OutOfMemoryError:
+            with guard(self._device, problem, mine):
+                wrong = case.wrong(config)
+        except (torch.cuda.OutOfMemoryError, DeviceLost):
             raise
         except Exception as error:  # A compiler's or the driver's own; the run goes on.
-            wrong = one_line(error)
+            wrong = named(error)
         if wrong is not None:
             return _row(case, ceilings, config, tuned, error=wrong)
         others, reasons = self._others(case)
         copy = Copy(case.bytes, self._device)
-        timed = [
-            self._timed(Runner(lambda index, stream: case.run(config, index)), len(case.sets)),
-            self._timed(copy.runner(), copy.sets),
-            *(timed for _, timed in others),
-        ]
         narrow = _is_narrow(case)
-        if narrow:
-            wide = Runner(lambda index, stream: case.run(config, index, wide=True))
-            timed.append(self._timed(wide, len(case.sets)))
-        times = self._race(timed)
+        with guard(self._device, problem, f"{mine} or a copy"):
+            timed = [
+                self._timed(Runner(lambda index, stream: case.run(config, index)), len(case.sets)),
+                self._timed(copy.runner(), copy.sets),
+                *(timed for _, timed in others),
+            ]
+            if narrow:
+                wide = Runner(lambda index, stream: case.run(config, index, wide=True))
+                timed.append(self._timed(wide, len(case.sets)))
+        # In the race a fault may come to light behind another's launch.
+        racing = ", ".join([mine, "a copy", *(other.label for other, _ in others)])
+        with guard(self._device, problem, f"one of {racing}"):
+            times = self._race(timed)
         found = [
             AlternativeTime(other.name, other.how, time.median_us, time.spread_us, "")
             for (other, _), time in zip(others, times[2:], strict=False)
@@ -208,13 +217,16 @@ class KernelBench:
             reason = other.reason
             if other.run is not None:
                 try:
-                    reason = self._disagreement(case, other.run, ours, rows) or ""
-                    if not reason:
-                        runner = Runner(_launcher(other.run))
-                        ready.append((other, self._timed(runner, len(case.sets))))
-                        continue
+                    with guard(self._device, case.problem, other.label):
+                        reason = self._disagreement(case, other.run, ours, rows) or ""
+                        if not reason:
+                            runner = Runner(_launcher(other.run))
+                            ready.append((other, self._timed(runner, len(case.sets))))
+                            continue
+                except DeviceLost:
+                    raise
                 except Exception as error:  # Someone else's code; it costs that alternative only.
-                    reason = one_line(error)
+                    reason = named(error)
                     self._tidy()
             reasons.append(AlternativeTime(other.name, other.how, None, None, reason))
         return ready, reasons
@@ -223,13 +235,16 @@ class KernelBench:
         sources: dict[str, Callable[[], Iterable[Alternative]]] = {
             "vllm": lambda: vllm_alternatives(case),
             NAME: lambda: [self._compile(case)],
-            "two-step": lambda: two_steps(case, self._index),
+            "two-step": lambda: two_steps(case, self._device),
         }
         for name, source in sources.items():
             try:
-                yield from source()
+                with guard(self._device, case.problem, name):
+                    yield from source()
+            except DeviceLost:
+                raise
             except Exception as error:  # Out of memory, for one: it costs this source only.
-                yield Alternative(name, "", None, one_line(error))
+                yield Alternative(name, "", None, named(error))
 
     def _compile(self, case: Case) -> Alternative:
         if not self._compiles:
@@ -299,41 +314,6 @@ def problem_bytes(problem: KernelProblem) -> int:
     return problem.m * row
 
 
-def reference_launch(case: Case) -> Callable[[int, int], object]:
-    """The reference implementation on the first operand set of a case."""
-    problem, it, scaled = case.problem, case.sets[0], case.scaled
-    out, pattern = TORCH_DTYPES[problem.out], problem.pattern
-    row, column, kept = scaled.row, scaled.column, TORCH_DTYPES[case.activation]
-    weight = case.weight
-
-    def launch(index: int, stream: int) -> object:
-        match problem.op:
-            case Op.QUANTIZE:
-                return reference.quantize(it.x, out, pattern)
-            case Op.SILU_MUL_QUANTIZE:
-                return reference.silu_mul_quantize(it.x, out, pattern)
-            case Op.DEQUANT_SILU_MUL_QUANTIZE:
-                return reference.dequant_silu_mul_quantize(it.x, row, column, out, pattern)
-            case Op.RMSNORM_QUANTIZE:
-                return reference.rmsnorm_quantize(it.x, weight, EPS, out, pattern, it.residual)
-            case Op.DEQUANT_RMSNORM_QUANTIZE:
-                return reference.dequant_rmsnorm_quantize(
-                    it.x,
-                    row,
-                    column,
-                    weight,
-                    EPS,
-                    out,
-                    pattern,
-                    residual=it.residual,
-                    hidden_dtype=kept,
-                )
-            case Op.DEQUANTIZE:
-                return reference.dequantize(it.x, row, column, out, residual=it.residual)
-
-    return launch
-
-
 def _launcher(run: Callable[[int], Outputs]) -> Callable[[int, int], object]:
     return lambda index, stream: run(index)
 
@@ -376,7 +356,6 @@ def _row(
     )
 
 
-def one_line(error: BaseException) -> str:
+def named(error: BaseException) -> str:
     """The class and the first line of an error."""
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0]}"[:REASON_LENGTH]
+    return f"{type(error).__name__}: {first_line(error)}"

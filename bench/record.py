@@ -5,17 +5,20 @@ One JSON form, versioned, written by the tool and never by hand; a CSV beside it
 
 from __future__ import annotations
 
-import csv
-import json
-import os
-import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime, timezone
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from slidesparse import __version__
+from slidesparse.bench.result_file import (
+    FileKind,
+    now,
+    read_data,
+    source_commit,
+    write_data,
+    write_rows,
+)
 from slidesparse.bench.workload import LayerProblem
 from slidesparse.candidate import ProblemResult, Provenance
 from slidesparse.devices import Fingerprint
@@ -24,8 +27,7 @@ from slidesparse.models import LinearLayer
 from slidesparse.problem import GemmProblem
 from slidesparse.serialize import DataError, from_plain, to_plain
 
-KIND = "slidesparse-search"
-SCHEMA_VERSION = 1
+KIND = FileKind("slidesparse-search", 1, "slidesparse search")
 
 CSV_COLUMNS = (
     "layer",
@@ -85,10 +87,7 @@ class SearchRecord:
 
     def stamped(self) -> SearchRecord:
         """The record with commit and time of now."""
-        from dataclasses import replace
-
-        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        return replace(self, commit=source_commit(), created=now)
+        return replace(self, commit=source_commit(), created=now())
 
 
 def write_json(record: SearchRecord, path: Path) -> None:
@@ -98,8 +97,6 @@ def write_json(record: SearchRecord, path: Path) -> None:
         UsageError: the file cannot be written.
     """
     data = {
-        "kind": KIND,
-        "schema_version": SCHEMA_VERSION,
         "version": record.version,
         "commit": record.commit,
         "created": record.created,
@@ -126,7 +123,7 @@ def write_json(record: SearchRecord, path: Path) -> None:
             for problem, reason in record.skipped.items()
         ],
     }
-    write_text(path, json.dumps(data, indent=1) + "\n")
+    write_data(path, KIND, data)
 
 
 def read_json(path: Path) -> SearchRecord:
@@ -135,18 +132,7 @@ def read_json(path: Path) -> SearchRecord:
     Raises:
         UsageError: it is missing, truncated, of another kind or schema, or holds wrong values.
     """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UsageError(f"{path} is not JSON: {error}") from error
-    if not isinstance(data, dict) or data.get("kind") != KIND:
-        raise UsageError(f"{path} is not a result file of slidesparse search")
-    if data.get("schema_version") != SCHEMA_VERSION:
-        raise UsageError(
-            f"{path} has schema version {data.get('schema_version')}, this is {SCHEMA_VERSION}"
-        )
+    data = read_data(path, KIND)
     try:
         return _from_data(data)
     except KeyError as error:
@@ -189,14 +175,8 @@ def write_csv(record: SearchRecord, path: Path) -> None:
     Raises:
         UsageError: the file cannot be written.
     """
-    try:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(CSV_COLUMNS)
-            for item in record.layers:
-                writer.writerows(_rows(record, item))
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+    lines = (line for item in record.layers for line in _rows(record, item))
+    write_rows(path, CSV_COLUMNS, lines)
 
 
 def _rows(record: SearchRecord, item: LayerProblem) -> Sequence[Sequence[object]]:
@@ -230,52 +210,3 @@ def _rows(record: SearchRecord, item: LayerProblem) -> Sequence[Sequence[object]
         ]
         for rank, m in enumerate(result.ranked, start=1)
     ]
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all; what is no plain file is written to, never replaced.
-
-    Raises:
-        UsageError: the file cannot be written.
-    """
-    target = path.resolve()
-    temporary = target.with_name(target.name + ".part")
-    try:
-        if target.exists() and not target.is_file():
-            target.write_text(text, encoding="utf-8")  # A device or a pipe: never replaced.
-            return
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, target)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UsageError(f"cannot write {path}: {error.strerror}") from error
-
-
-def source_commit() -> str:
-    """The commit of the checkout that this code runs from, "-dirty" if it was changed.
-
-    An installed package has no checkout; SLIDESPARSE_COMMIT may name its commit.
-    """
-    told = os.environ.get("SLIDESPARSE_COMMIT", "")
-    if told:
-        return told
-    folder = Path(__file__).resolve().parent.parent
-    if not (folder / ".git").exists():
-        return "unknown"
-    try:
-        head = _git(folder, "rev-parse", "HEAD")
-        dirty = _git(folder, "status", "--porcelain", "--untracked-files=no")
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return f"{head}-dirty" if dirty else head
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(
-        ["git", "-C", str(folder), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=10,
-        check=True,
-    )
-    return done.stdout.strip()

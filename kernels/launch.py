@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import triton
 
+from slidesparse.devices import FP8_SM, spell_sm
 from slidesparse.errors import DeviceError, KernelError
 from slidesparse.kernel_problem import Op
 from slidesparse.kernels.config import Config, chosen
@@ -16,7 +17,6 @@ from slidesparse.pattern import Pattern
 from slidesparse.problem import INT32_MAX, bucket_m
 from slidesparse.tensors import DTYPES
 
-FP8_CAPABILITY = (8, 9)
 OVERLAP_CAPABILITY = (9, 0)
 FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 ACCUMULATORS = (torch.int32, *FLOATS)
@@ -193,11 +193,11 @@ def check_quantised(dtype: torch.dtype, x: torch.Tensor) -> None:
     if dtype not in QUANTISED:
         raise KernelError(f"cannot quantise to {dtype}; use torch.float8_e4m3fn or torch.int8")
     if dtype is torch.float8_e4m3fn and x.is_cuda:
-        capability = _capability(x.device.index)
-        if capability < FP8_CAPABILITY:
+        major, minor = _capability(x.device.index)
+        sm = 10 * major + minor
+        if sm < FP8_SM:
             raise DeviceError(
-                f"FP8 needs compute capability 8.9 and {x.device} has "
-                f"{capability[0]}.{capability[1]}; use torch.int8"
+                f"FP8 needs {spell_sm(FP8_SM)} and {x.device} is {spell_sm(sm)}; use torch.int8"
             )
 
 
@@ -259,8 +259,8 @@ def launch(
 def needs_wide(*tensors: torch.Tensor) -> bool:
     """Whether an element of one of these rows lies further in than 32 bits can count.
 
-    64-bit offsets serve every tensor and cost `quantize` 1 to 2 % on an H200, so they are a variant
-    of the code for tensors that need them.
+    64-bit offsets would serve every tensor but are not free (`slidesparse bench kernels` says what
+    they cost), so they are a variant of the code for tensors that need them.
     """
     return any(t.shape[0] * t.stride(0) > INT32_MAX for t in tensors)
 

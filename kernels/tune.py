@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
+from typing import Any
 
 from slidesparse.cache import TuningCache
 from slidesparse.candidate import Candidate, Failure, Measurement, Provenance
@@ -14,7 +15,7 @@ from slidesparse.devices import Device
 from slidesparse.errors import CandidateError
 from slidesparse.kernel_problem import KernelProblem, KernelResult
 from slidesparse.kernels.config import Config, candidates, default_config
-from slidesparse.kernels.warm import JOBS_PER_PROCESS, Job, compile_parallel, distinct_jobs
+from slidesparse.kernels.warm import JOBS_PER_PROCESS, compile_parallel, distinct_jobs
 from slidesparse.worker import Worker, WorkerDied, WorkerOutOfMemory, WorkerTimeout
 
 SESSION = "slidesparse.kernels.tune_session:KernelSession"
@@ -26,6 +27,9 @@ CLOSE = 1.10
 """Configurations within this factor of the best screening time race for the win."""
 
 ROUNDS = 9
+
+AHEAD_SHARE = 0.5
+"""Of the time that a budget leaves; what is not compiled ahead by then the worker compiles."""
 
 OVERLAP_SM = 90
 """Compute capability from which launches can overlap."""
@@ -41,7 +45,7 @@ class TuneOptions:
     Args:
         full: try loops over rows, persistent grids and software pipelines too.
         fresh: tune again what the cache has.
-        budget_s: seconds for everything, or None.
+        budget_s: seconds for everything, or None; what has begun to be tuned is finished.
         seed: of the random operands; None draws one.
     """
 
@@ -53,7 +57,7 @@ class TuneOptions:
 
 @dataclass(frozen=True)
 class Tuned:
-    """A result and where it comes from."""
+    """A result and where its times come from."""
 
     result: KernelResult
     provenance: Provenance
@@ -90,6 +94,9 @@ class TuneListener:
 
     def finished(self, problem: KernelProblem, tuned: Tuned | None, reason: str) -> None:
         """A problem is through: with a result, or skipped for `reason`."""
+
+    def overlapping(self, done: int, total: int) -> None:
+        """The second pass, after all are finished: so many winners of so many tried overlapped."""
 
 
 class Tuner:
@@ -131,10 +138,11 @@ class Tuner:
         try:
             open_ = [problem for problem in self.problems if not self._cached(problem, listener)]
             if open_:
-                self._compile(open_, listener)
+                launches = ((p, config) for p in open_ for config in self.space(p))
+                self._compile_ahead(launches, deadline, listener)
                 self.outcome.compile_seconds = round(time.monotonic() - start, 3)
             for problem in open_:
-                if deadline is not None and time.monotonic() > deadline:
+                if _is_past(deadline):
                     spent = f"the budget of {self._options.budget_s:g} s is spent"
                     self._skip(problem, spent, listener)
                     continue
@@ -145,7 +153,7 @@ class Tuner:
                     self._skip(problem, f"out of memory: {error}", listener)
                     continue
                 self._file(result, listener)
-            self._overlap(deadline)
+            self._overlap(deadline, listener)
         except KeyboardInterrupt:
             self.outcome.interrupted = True
             self._worker.cancel()
@@ -167,18 +175,20 @@ class Tuner:
         listener.finished(problem, tuned, "")
         return True
 
-    def _compile(self, problems: Sequence[KernelProblem], listener: TuneListener) -> None:
-        jobs = distinct_jobs(
-            (problem, config) for problem in problems for config in self.space(problem)
-        )
-        self._compile_ahead(jobs, lambda done: listener.compiling(done, len(jobs)))
-
     def _compile_ahead(
-        self, jobs: Sequence[Job], done: Callable[[int], None] = lambda count: None
+        self,
+        launches: Iterable[tuple[KernelProblem, Config]],
+        deadline: float | None,
+        listener: TuneListener,
     ) -> None:
         """Compile in several processes; the worker alone does a few jobs as fast."""
-        if self._ahead and len(jobs) >= 2 * JOBS_PER_PROCESS:
-            compile_parallel(jobs, self.device, done)
+        jobs = distinct_jobs(launches)
+        if not self._ahead or len(jobs) < 2 * JOBS_PER_PROCESS:
+            return
+        until, now = None, time.monotonic()
+        if deadline is not None:
+            until = now + AHEAD_SHARE * (deadline - now)
+        compile_parallel(jobs, self.device, lambda done: listener.compiling(done, len(jobs)), until)
 
     def _tune(self, problem: KernelProblem) -> KernelResult:
         start = time.monotonic()
@@ -200,78 +210,122 @@ class Tuner:
             tried=len(configs),
             seed=self.outcome.seed,
             seconds=round(time.monotonic() - start, 3),
-            tuned_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            tuned_at=_now(),
         )
 
-    def _overlap(self, deadline: float | None) -> None:
-        """Second pass: does overlapping its launch with the kernel before it help a winner?"""
-        if self.cache.fingerprint.sm < OVERLAP_SM:
+    def _overlap(self, deadline: float | None, listener: TuneListener) -> None:
+        """Second pass: does overlapping its launch with the kernel before it help a winner?
+
+        A run that was stopped before it leaves it to the next, which finds the winners cached.
+        """
+        pairs = self._untried()
+        if not pairs or _is_past(deadline):
             return
-        pairs: dict[KernelProblem, tuple[Config, Config]] = {}
-        for problem, tuned in self.outcome.found.items():
-            best = tuned.result.best
-            if tuned.provenance is Provenance.MEASURED and problem.m <= OVERLAP_M and best:
-                config = Config.of(best.candidate)
-                if not config.overlap:
-                    pairs[problem] = (config, replace(config, overlap=True))
-        if deadline is None or time.monotonic() <= deadline:
-            self._compile_ahead(distinct_jobs((p, pair[1]) for p, pair in pairs.items()))
-        for problem, pair in pairs.items():
-            if deadline is not None and time.monotonic() > deadline:
+        listener.overlapping(0, len(pairs))
+        launches = ((problem, overlapped) for problem, (_, overlapped) in pairs.items())
+        self._compile_ahead(launches, deadline, listener)
+        for number, (problem, pair) in enumerate(pairs.items(), start=1):
+            if _is_past(deadline):
                 return
             self._try_overlap(problem, *pair)
+            listener.overlapping(number, len(pairs))
+
+    def _untried(self) -> dict[KernelProblem, tuple[Config, Config]]:
+        """The winners that the second pass has to see, each with its overlapped self."""
+        pairs: dict[KernelProblem, tuple[Config, Config]] = {}
+        if self.cache.fingerprint.sm < OVERLAP_SM:
+            return pairs
+        for problem, tuned in self.outcome.found.items():
+            result = tuned.result
+            # What comes with the package is not ours to complete.
+            ours = tuned.provenance is not Provenance.BUNDLED
+            if ours and problem.m <= OVERLAP_M and result.best and not _saw_overlap(result):
+                config = Config.of(result.best.candidate)
+                pairs[problem] = (config, replace(config, overlap=True))
+        return pairs
 
     def _try_overlap(self, problem: KernelProblem, plain: Config, overlapped: Config) -> None:
-        """Race a winner against its overlapped self, and file the order if that changed it."""
-        result = self.outcome.found[problem].result
+        """Race a winner against its overlapped self and file what came of it."""
+        start = time.monotonic()
+        tuned = self.outcome.found[problem]
+        result = tuned.result
         try:
-            outcome = self._screen(problem, overlapped.candidate)
-            if isinstance(outcome, Failure):
-                new = replace(result, failures=(*result.failures, outcome), tried=result.tried + 1)
-            else:
-                new = self._race_overlap(problem, result, plain.candidate, overlapped.candidate)
-        except (WorkerDied, WorkerTimeout, WorkerOutOfMemory):
+            screened = self._screen(problem, overlapped.candidate)
+            raced = (
+                screened
+                if isinstance(screened, Failure)
+                else self._race_overlap(result, plain.candidate, overlapped.candidate)
+            )
+        except WorkerOutOfMemory:
+            # Other processes may hold it; the next run tries again.
             return
+        tried, seconds = result.tried + 1, round(result.seconds + time.monotonic() - start, 3)
+        if isinstance(raced, Failure):
+            # The times stay those that they were.
+            failures = (*result.failures, raced)
+            new = replace(result, failures=failures, tried=tried, seconds=seconds)
+            self.outcome.found[problem] = replace(tuned, result=new)
+        else:
+            new = replace(raced, tried=tried, seconds=seconds)
+            self.outcome.found[problem] = Tuned(new, Provenance.MEASURED)
         self.cache.put_kernels([new])
-        self.outcome.found[problem] = Tuned(new, Provenance.MEASURED)
 
     def _race_overlap(
-        self, problem: KernelProblem, result: KernelResult, plain: Candidate, overlapped: Candidate
-    ) -> KernelResult:
-        """The result after a race of these two and the default, whose times go together."""
-        default = () if result.default is None else (result.default.candidate,)
-        runners = tuple(dict.fromkeys((plain, overlapped, *default)))
-        raced = self._worker.call("race", problem, runners, ROUNDS, timeout=TIMEOUT)
-        times = {measurement.candidate: measurement for measurement in raced}
-        tried = result.tried + 1
-        if len(times) < len(runners):
-            return replace(result, tried=tried)
+        self, result: KernelResult, plain: Candidate, overlapped: Candidate
+    ) -> KernelResult | Failure:
+        """The result after a race of these two and the default.
+
+        It holds the runners of this race alone, whose times go together: fastest first, but that
+        the overlapped one comes first only for a gain beyond the spread.
+        """
+        default = None if result.default is None else result.default.candidate
+        runners = tuple(dict.fromkeys(c for c in (plain, overlapped, default) if c is not None))
+        raced = self._ask(overlapped, "race", result.problem, runners, ROUNDS)
+        if isinstance(raced, Failure):
+            return raced
+        times: dict[Candidate, Measurement] = {m.candidate: m for m in raced}
+        if plain not in times or overlapped not in times:
+            return Failure(overlapped, "refused", "it could not be timed beside the winner")
+        other = times.pop(overlapped)
+        first, *rest = sorted(times.values(), key=_median)
         # Only a gain that shows is worth another way of launching.
-        usual, other = times[plain], times[overlapped]
-        spread = max(usual.spread_us, other.spread_us) / 2
-        helps = other.median_us < usual.median_us - spread
-        first = (other, usual) if helps else (usual, other)
-        rest = tuple(times.get(m.candidate, m) for m in result.ranked[1:])
-        usual_default = times[default[0]] if default else None
-        return replace(result, ranked=(*first, *rest), default=usual_default, tried=tried)
+        spread = max(first.spread_us, other.spread_us) / 2
+        if other.median_us < first.median_us - spread:
+            ranked = (other, first, *rest)
+        else:
+            ranked = (first, *sorted((other, *rest), key=_median))
+        return replace(
+            result,
+            ranked=ranked,
+            default=None if default is None else times.get(default),
+            seed=self.outcome.seed,
+            tuned_at=_now(),
+        )
 
     def _screen(self, problem: KernelProblem, candidate: Candidate) -> Measurement | Failure:
-        try:
-            outcome = self._worker.call("screen", problem, candidate, timeout=TIMEOUT)
-        except WorkerDied as error:
-            return Failure(candidate, "crash", str(error))
-        except WorkerTimeout as error:
-            return Failure(candidate, "timeout", str(error))
+        outcome = self._ask(candidate, "screen", problem, candidate)
         assert isinstance(outcome, Measurement | Failure)
         return outcome
+
+    def _ask(self, blamed: Candidate, method: str, *arguments: Any) -> Any:
+        """What the worker answers, or the Failure of `blamed` if it dies or hangs over it."""
+        try:
+            return self._worker.call(method, *arguments, timeout=TIMEOUT)
+        except WorkerDied as error:
+            return Failure(blamed, "crash", str(error))
+        except WorkerTimeout as error:
+            return Failure(blamed, "timeout", str(error))
 
     def _race(
         self, problem: KernelProblem, screened: list[Measurement]
     ) -> tuple[tuple[Measurement, ...], Measurement | None]:
-        """Race the close ones and the default; if that fails their screening times count."""
+        """Race the close ones and the default: their times, fastest first, and the default's.
+
+        If the race fails the screening times of the same ones count, the default's too.
+        """
         if not screened:
             return (), None
-        ranked = sorted(screened, key=lambda m: m.median_us)
+        ranked = sorted(screened, key=_median)
         usual = default_config(problem.op, problem.k, problem.m).candidate
         near = [m for m in ranked if m.median_us <= CLOSE * ranked[0].median_us][:FINALISTS]
         runners = list(dict.fromkeys(m.candidate for m in near))
@@ -281,7 +335,7 @@ class Tuner:
             raced = self._worker.call("race", problem, tuple(runners), ROUNDS, timeout=TIMEOUT)
         except (WorkerDied, WorkerTimeout, WorkerOutOfMemory):
             raced = [m for m in ranked if m.candidate in runners]
-        ranked = sorted(raced, key=lambda m: m.median_us)
+        ranked = sorted(raced, key=_median)
         default = next((m for m in ranked if m.candidate == usual), None)
         return tuple(ranked), default
 
@@ -312,8 +366,27 @@ def _readable(result: KernelResult) -> bool:
     return True
 
 
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _median(measurement: Measurement) -> float:
+    return measurement.median_us
+
+
+def _is_past(deadline: float | None) -> bool:
+    return deadline is not None and time.monotonic() > deadline
+
+
+def _saw_overlap(result: KernelResult) -> bool:
+    """Whether an overlapped configuration was tried, with success or without."""
+    tried = [item.candidate for item in result.ranked]
+    tried += [failure.candidate for failure in result.failures]
+    return any(candidate.params.get("overlap") is True for candidate in tried)
+
+
 def gain(result: KernelResult) -> float | None:
-    """The default's time over the winner's, where both were timed in one race."""
+    """The default's time over the winner's: of one race, or of one screening if the race failed."""
     if result.best is None or result.default is None:
         return None
     return result.default.median_us / result.best.median_us

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import nullcontext
+from concurrent.futures import TimeoutError as FuturesTimeout
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from queue import SimpleQueue
 from typing import NamedTuple
@@ -14,6 +16,7 @@ from typing import NamedTuple
 from slidesparse.devices import Device
 from slidesparse.kernel_problem import KernelProblem
 from slidesparse.kernels.config import Config, chosen
+from slidesparse.kernels.workload import launched_problems
 from slidesparse.problem import bucket_m
 from slidesparse.worker import (
     Worker,
@@ -64,11 +67,17 @@ def warm(problems: Sequence[KernelProblem], device: Device) -> int:
     Afterwards such launches neither compile nor read files, so that they can be captured in a CUDA
     graph. What is compiled stays in Triton's cache on disk for other processes.
     """
-    launches = ((problem, launch_config(problem, device)) for problem in problems)
-    jobs = distinct_jobs(launches, biased=True)
+    jobs = launch_jobs(problems, device)
     for job in jobs:
         _compile(job, device)
     return len(jobs)
+
+
+def launch_jobs(problems: Sequence[KernelProblem], device: Device) -> list[Job]:
+    """What launches of a model's `problems` take: tuned or default, with a bias and without."""
+    every = launched_problems(problems)
+    launches = ((problem, launch_config(problem, device)) for problem in every)
+    return distinct_jobs(launches, biased=True)
 
 
 def launch_config(problem: KernelProblem, device: Device) -> Config:
@@ -103,7 +112,10 @@ def distinct_jobs(
 
 
 def compile_parallel(
-    jobs: Sequence[Job], device: Device, done: Callable[[int], None] = lambda count: None
+    jobs: Sequence[Job],
+    device: Device,
+    done: Callable[[int], None] = lambda count: None,
+    deadline: float | None = None,
 ) -> list[str]:
     """Compile into Triton's cache on disk, with several processes where that pays.
 
@@ -114,14 +126,15 @@ def compile_parallel(
         jobs: distinct ones.
         device: whose code is made.
         done: told how many jobs are through.
+        deadline: by time.monotonic(), when to leave the rest, what is being compiled too; or None.
 
     Returns:
-        One line per kernel that was not compiled, with the reason.
+        One line per kernel that could not be compiled, with the reason; none for those left.
 
     Raises:
         SearchError: the processes do not start.
     """
-    if not jobs:
+    if not jobs or (deadline is not None and time.monotonic() >= deadline):
         return []
     workers = [Worker(device, COMPILER) for _ in range(_processes(len(jobs), device))]
     idle: SimpleQueue[Worker] = SimpleQueue()
@@ -139,12 +152,14 @@ def compile_parallel(
     threads = ThreadPoolExecutor(len(workers))
     try:
         futures = [threads.submit(compile_one, job) for job in jobs]
-        for number, future in enumerate(as_completed(futures), start=1):
-            reason = future.result()
-            if reason:
-                log.info("not compiled ahead: %s", reason)
-                failed.append(reason)
-            done(number)
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        with suppress(FuturesTimeout):
+            for number, future in enumerate(as_completed(futures, left), start=1):
+                reason = future.result()
+                if reason:
+                    log.info("not compiled ahead: %s", reason)
+                    failed.append(reason)
+                done(number)
     finally:
         # They have nothing left to say: what is compiled lies on disk.
         for worker in workers:

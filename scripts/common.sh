@@ -8,7 +8,7 @@
 VENV="${SLIDESPARSE_VENV:-.venv}"
 TORCH_CPU_SPEC="torch==2.13.0+cpu"
 # From 2.11 on, torch's default wheels are built for CUDA 13, which a CUDA 12 driver does not run.
-TORCH_CUDA12_SPEC="torch>=2.6,<2.11"
+TORCH_CUDA12_SPEC="torch>=2.9,<2.11"
 
 section() { printf '\n== %s\n' "$*"; }
 note() { printf '%s\n' "$*"; }

@@ -13,7 +13,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from slidesparse.bench.record import read_json, source_commit
+from slidesparse.bench.record import read_json
+from slidesparse.bench.result_file import source_commit
 from slidesparse.candidate import Candidate, Failure, ProblemResult
 from slidesparse.devices import detect, select_device
 from slidesparse.search.driver import make_worker, specs_for

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from slidesparse.candidate import Candidate, Param
-from slidesparse.devices import Device, detect
+from slidesparse.devices import Device, detect, spell_sm
 from slidesparse.errors import CandidateError
 from slidesparse.problem import DType, GemmProblem, Scales
 from slidesparse.search.backend import Availability, Backend, Effort
@@ -21,7 +21,6 @@ from slidesparse.search.nvidia import (
     fp8_refusal,
     host_float,
     library_availability,
-    spell_sm,
 )
 from slidesparse.timing import Runner
 

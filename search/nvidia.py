@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from slidesparse.devices import Device, detect
+from slidesparse.devices import Device, detect, lacks_fp8
 from slidesparse.libraries import ABSENT, binding_version
 from slidesparse.problem import DType, GemmProblem
 from slidesparse.search.backend import Availability
@@ -24,9 +24,6 @@ CUDA_DTYPE = {
     DType.INT32: 10,
 }
 """cudaDataType_t of each element type (CUDA's library_types.h)."""
-
-FP8_SM = 89
-"""First compute capability with FP8 tensor cores."""
 
 EXTRAS = "pip install 'slidesparse[cuda13]' (or [cuda12] with a CUDA 12 driver)"
 
@@ -78,17 +75,9 @@ def library_availability(device: Device, binding: str) -> Availability:
     return Availability(True, f"version {version}")
 
 
-def spell_sm(sm: int) -> str:
-    """A compute capability as NVIDIA writes it: "SM 8.9"."""
-    return f"SM {sm // 10}.{sm % 10}"
-
-
 def fp8_refusal(problem: GemmProblem, device: Device) -> str | None:
     """Refuse FP8 on GPUs without FP8 tensor cores."""
-    sm = detect(device).sm
-    if problem.dtype is DType.FP8 and sm < FP8_SM:
-        return f"FP8 needs SM 8.9 or newer and this is {spell_sm(sm)}; use --dtype int8"
-    return None
+    return lacks_fp8(detect(device).sm) if problem.dtype is DType.FP8 else None
 
 
 def alignment_refusal(problem: GemmProblem, n: int, k: int) -> str | None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from slidesparse.candidate import Candidate, Param
-from slidesparse.devices import Device, detect
+from slidesparse.devices import Device, detect, spell_sm
 from slidesparse.errors import CandidateError
 from slidesparse.problem import DType, GemmProblem, Scales
 from slidesparse.search.backend import Availability, Backend, Effort
-from slidesparse.search.nvidia import alignment_refusal, fp8_refusal, needs_gpu, spell_sm
+from slidesparse.search.nvidia import alignment_refusal, fp8_refusal, needs_gpu
 from slidesparse.timing import Runner
 
 if TYPE_CHECKING:

@@ -6,11 +6,11 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from slidesparse.candidate import Candidate
-from slidesparse.devices import Device, detect
+from slidesparse.devices import Device, detect, spell_sm
 from slidesparse.errors import CandidateError
 from slidesparse.problem import DType, GemmProblem
 from slidesparse.search.backend import Availability, Backend, Effort
-from slidesparse.search.nvidia import alignment_refusal, needs_gpu, spell_sm
+from slidesparse.search.nvidia import alignment_refusal, needs_gpu
 from slidesparse.timing import Runner
 
 if TYPE_CHECKING:

@@ -255,7 +255,8 @@ class TuningCache:
         count = sum(map(len, results.values()))
         if not count:
             raise CacheError(
-                f"nothing to export: no entries in {self.directory}; run slidesparse search"
+                f"nothing to export: no entries in {self.directory}; run slidesparse search or "
+                "slidesparse tune"
             )
         try:
             write_atomically(path, render(self.fingerprint, results))

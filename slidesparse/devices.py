@@ -20,6 +20,9 @@ SCHEMA_VERSION = 1
 """Version of the cache's file format and of what a candidate's parameters mean; part of every
 Fingerprint, so that raising it makes all older entries stale."""
 
+FP8_SM = 89
+"""The first compute capability with FP8 tensor cores and conversions, 8.9 as one integer."""
+
 _SPELLING = re.compile(r"(auto|cpu|cuda)(?::(\d{1,4}))?")
 _MIB = 2**20
 
@@ -171,6 +174,18 @@ def detect(device: Device) -> Fingerprint:
         memory_mib=int(properties.total_memory) // _MIB,
         **versions,
     )
+
+
+def spell_sm(sm: int) -> str:
+    """A compute capability as NVIDIA writes it: "SM 8.9"."""
+    return f"SM {sm // 10}.{sm % 10}"
+
+
+def lacks_fp8(sm: int) -> str | None:
+    """Why a GPU of this compute capability cannot do FP8, with the remedy; None if it can."""
+    if sm >= FP8_SM:
+        return None
+    return f"FP8 needs {spell_sm(FP8_SM)} or newer and this is {spell_sm(sm)}; use --dtype int8"
 
 
 def l2_bytes(device: Device) -> int:

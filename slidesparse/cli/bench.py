@@ -5,20 +5,22 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from slidesparse.cli.main import EXIT_INTERRUPTED
-from slidesparse.cli.options import DTypeName, OpList, PatternList, TokenCounts, check_writable
-from slidesparse.cli.target import open_cache, target_options
-from slidesparse.errors import DeviceError, UsageError
+from slidesparse.cli.options import DTypeName, OpList, PatternList, TokenCounts, check_outputs
+from slidesparse.cli.target import open_cache, refuse_fp8, require_triton, target_options
+from slidesparse.errors import UsageError
 from slidesparse.kernel_problem import KernelProblem, Op
 from slidesparse.pattern import Pattern
 from slidesparse.problem import DType
 
 if TYPE_CHECKING:
+    from slidesparse.bench.fault import DeviceLost
     from slidesparse.bench.kernel_record import Ceilings, KernelRecord, Row, Skipped
     from slidesparse.bench.kernels import KernelBench
     from slidesparse.devices import Device
@@ -27,7 +29,6 @@ MODEL = "qwen2.5-7b"
 PATTERNS = "dense,6:8"
 GPU_M = (1, 16, 64, 256, 1024, 4096, 16384, 65536)
 CPU_M = (4, 16)
-FP8_SM = 89
 
 
 @click.group()
@@ -87,17 +88,15 @@ def kernels(
     from slidesparse.models import load_model
 
     # Whatever can be wrong with the input is found before torch is imported.
-    for path in (json_path, csv_path):
-        check_writable(path)
-    if json_path is not None and json_path == csv_path:
-        raise UsageError(f"--json and --csv both name {json_path}; name two files")
+    check_outputs(json_path, csv_path)
     spec = load_model(model)
     spec.linears(tp)
 
     selected, cache = open_cache(device, cache_dir)
-    _refuse_fp8(dtype, selected, cache.fingerprint.sm)
-    _require_triton()
+    refuse_fp8(dtype, selected, cache.fingerprint.sm)
+    require_triton()
 
+    from slidesparse.bench.fault import DeviceLost
     from slidesparse.bench.kernel_record import KernelRecord
     from slidesparse.bench.kernels import KernelBench, bench_problems
     from slidesparse.cli.console import make_console
@@ -119,11 +118,11 @@ def kernels(
     ceilings = bench.ceilings()
     rows: list[Row] = []
     skipped: list[Skipped] = []
-    interrupted = False
+    end: KeyboardInterrupt | DeviceLost | None = None
     try:
         _run(bench, problems, ceilings, rows, skipped, quiet)
-    except KeyboardInterrupt:
-        interrupted = True
+    except (KeyboardInterrupt, DeviceLost) as error:
+        end = error
     record = KernelRecord(
         model=spec.name,
         tp=tp,
@@ -138,17 +137,19 @@ def kernels(
             "compile": not no_compile,
         },
         seconds=time.monotonic() - start,
-        interrupted=interrupted,
+        interrupted=end is not None,
         ceilings=ceilings,
         rows=tuple(rows),
         skipped=tuple(skipped),
     ).stamped()
-    _write(record, json_path, csv_path)
-    if not quiet:
-        from slidesparse.cli.bench_table import print_kernels
+    try:
+        if not quiet:
+            from slidesparse.cli.bench_table import print_kernels
 
-        print_kernels(record, console)
-    _finish(record)
+            print_kernels(record, console)
+    finally:
+        unwritten = _write(record, json_path, csv_path)
+    _finish(record, end, unwritten)
 
 
 def heading(model: str, device: Device, name: str) -> str:
@@ -161,24 +162,6 @@ def heading(model: str, device: Device, name: str) -> str:
     )
 
 
-def _refuse_fp8(dtype: DType, device: Device, sm: int) -> None:
-    if device.is_gpu and dtype is DType.FP8 and sm < FP8_SM:
-        raise UsageError(
-            f"{device} cannot run these kernels: FP8 needs SM 8.9 or newer and this is "
-            f"SM {sm // 10}.{sm % 10}; use --dtype int8"
-        )
-
-
-def _require_triton() -> None:
-    try:
-        import triton  # noqa: F401
-    except ImportError as error:
-        raise DeviceError(
-            f"triton cannot be imported ({error}), and the kernels are written in it; "
-            "pip install triton"
-        ) from error
-
-
 def _run(
     bench: KernelBench,
     problems: Sequence[KernelProblem],
@@ -188,50 +171,63 @@ def _run(
     quiet: bool,
 ) -> None:
     """Measure everything, keeping what there is in `rows` and `skipped`, sorted, at any end."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from slidesparse.bench.kernel_record import Row
-    from slidesparse.bench.kernels import row_order
+    from slidesparse.bench.fault import DeviceLost
+    from slidesparse.bench.kernel_record import Row, Skipped
     from slidesparse.cli.console import make_console
+    from slidesparse.cli.progress import ProgressLine
+    from slidesparse.kernels.workload import row_order
 
-    console = make_console(stderr=True)
-    bar = Progress(
-        TextColumn("{task.completed}/{task.total}"),
-        BarColumn(bar_width=24),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}", markup=False),
-        console=console,
-        transient=True,
-        disable=quiet or not console.is_terminal,
-    )
-    with bar:
-        task = bar.add_task("", total=len(problems))
+    progress = ProgressLine(len(problems), make_console(stderr=True))
+    with nullcontext() if quiet else progress:
         try:
             for found in bench.run(problems, ceilings):
                 if isinstance(found, Row):
                     rows.append(found)
                 else:
                     skipped.append(found)
-                bar.update(task, advance=1, description=str(found.problem))
+                if not quiet:
+                    progress.advance()
+                    progress.say(str(found.problem))
+        except DeviceLost as lost:
+            if lost.problem is not None:
+                skipped.append(Skipped(lost.problem, lost.reason))
+            raise
         finally:
             rows.sort(key=lambda row: row_order(row.problem))
             skipped.sort(key=lambda item: row_order(item.problem))
 
 
-def _write(record: KernelRecord, json_path: Path | None, csv_path: Path | None) -> None:
+def _write(record: KernelRecord, json_path: Path | None, csv_path: Path | None) -> list[str]:
+    """Write each file that was asked for; why one could not be written costs no other."""
     from slidesparse.bench.kernel_record import write_csv, write_json
 
-    if json_path is not None:
-        write_json(record, json_path)
-    if csv_path is not None:
-        write_csv(record, csv_path)
+    failures = []
+    for write, path in ((write_json, json_path), (write_csv, csv_path)):
+        try:
+            if path is not None:
+                write(record, path)
+        except UsageError as error:
+            failures.append(str(error))
+    return failures
 
 
-def _finish(record: KernelRecord) -> None:
-    """Exit with 130 if interrupted, 1 if a kernel is wrong or nothing was measured."""
-    if record.interrupted:
+def _finish(
+    record: KernelRecord, end: KeyboardInterrupt | DeviceLost | None, unwritten: list[str]
+) -> None:
+    """Exit with 130 if interrupted, 1 if anything is lost, wrong or unwritten, or there is nothing.
+
+    Args:
+        record: of the run.
+        end: what ended it early, or None.
+        unwritten: why files are not there, one line each.
+    """
+    for reason in unwritten:
+        click.echo(f"Error: {reason}", err=True)
+    if isinstance(end, KeyboardInterrupt):
         click.echo("interrupted; what was measured is above", err=True)
         raise SystemExit(EXIT_INTERRUPTED)
+    if end is not None:
+        raise click.ClickException(f"{end}; what was measured before is kept")
     wrong = [row for row in record.rows if row.error is not None]
     if wrong:
         count, total = len(wrong), len(record.rows)
@@ -241,3 +237,5 @@ def _finish(record: KernelRecord) -> None:
     if not record.rows:
         first = record.skipped[0]
         raise click.ClickException(f"nothing was measured; {first.problem}: {first.reason}")
+    if unwritten:
+        raise SystemExit(1)

@@ -56,10 +56,17 @@ def print_listing(cache: TuningCache) -> None:
     hits, kernels = cache.entries(), cache.kernel_entries()
     if hits:
         console.print(_result_table(hits))
+    elif kernels:
+        text = f"no GEMM results in {cache.path}; run slidesparse search"
+        console.print(text, markup=False, soft_wrap=True)
     else:
-        console.print(f"no entries in {cache.path}; run slidesparse search", soft_wrap=True)
+        text = (
+            f"no entries in {cache.path}; run slidesparse search for the GEMMs, slidesparse tune "
+            "for the kernels around them"
+        )
+        console.print(text, markup=False, soft_wrap=True)
     if kernels:
-        console.print(f"kernels: {len(kernels)} configurations", markup=False)
+        console.print(f"kernels: {len(kernels)} configurations of slidesparse tune", markup=False)
         console.print(_kernel_table(kernels))
     for line in stale_lines(cache.stale()):
         console.print(line, markup=False, soft_wrap=True)

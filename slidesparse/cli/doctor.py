@@ -125,6 +125,8 @@ def _cache(cache: TuningCache) -> dict[str, Any]:
         "directory": str(cache.directory),
         "entries": len(cache.user_entries()),
         "bundled": len(cache.bundled_entries()),
+        "kernels": len(cache.user_kernels()),
+        "bundled_kernels": len(cache.bundled_kernels()),
         "writable": not unwritable,
         "unwritable_reason": unwritable,
         "stale": stale_data(cache.stale()),
@@ -160,6 +162,10 @@ def _show(report: dict[str, Any]) -> None:
     console.print()
     line(f"cache: {cache['directory']}")
     line(f"       {cache['entries']} entries, {cache['bundled']} bundled with the package")
+    line(
+        f"       {cache['kernels']} kernel configurations, {cache['bundled_kernels']} bundled "
+        "with the package"
+    )
     if not cache["writable"]:
         line(f"       not writable: {cache['unwritable_reason']}")
     for item in cache["stale"]:

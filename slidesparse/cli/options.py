@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,15 +127,49 @@ class OpList(_ParamType):
         return tuple(dict.fromkeys(found))
 
 
+def check_outputs(json_path: Path | None, csv_path: Path | None) -> None:
+    """Refuse result files that could not be written, or would be one, at the end of a long run.
+
+    Raises:
+        UsageError: a file is none that can be written, or both are the same.
+    """
+    for path in (json_path, csv_path):
+        check_writable(path)
+    if json_path is None or csv_path is None:
+        return
+    if json_path.resolve() == csv_path.resolve():
+        named = json_path if json_path == csv_path else f"{json_path} ({csv_path})"
+        raise UsageError(f"--json and --csv both name {named}; name two files")
+
+
 def check_writable(path: Path | None) -> None:
     """Refuse a result file that could not be written at the end of a long run.
 
     Raises:
-        UsageError: its folder does not exist, or it is a folder itself.
+        UsageError: its folder does not exist, it is a folder itself, or permission is missing.
     """
     if path is None:
         return
-    if not path.resolve().parent.is_dir():
-        raise UsageError(f"cannot write {path}: the folder {path.resolve().parent} does not exist")
-    if path.is_dir():
-        raise UsageError(f"cannot write {path}: it is a folder; name a file")
+    try:
+        reason = _unwritable(path.resolve())
+    except OSError as error:  # A folder above it cannot be looked into.
+        reason = str(error.strerror)
+    if reason:
+        raise UsageError(f"cannot write {path}: {reason}")
+
+
+def _unwritable(target: Path) -> str:
+    """Why a file cannot be written, or ""; what is replaced whole needs its folder too."""
+    folder = target.parent
+    if not folder.is_dir():
+        return f"the folder {folder} does not exist"
+    if target.is_dir():
+        return "it is a folder; name a file"
+    if target.exists():
+        if not os.access(target, os.W_OK):
+            return "permission denied; name another file"
+        if not target.is_file():
+            return ""
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return f"no permission to write in the folder {folder}"
+    return ""

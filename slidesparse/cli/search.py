@@ -14,7 +14,7 @@ from slidesparse.cli.options import (
     PatternList,
     Seconds,
     TokenCounts,
-    check_writable,
+    check_outputs,
 )
 from slidesparse.cli.target import select_devices
 from slidesparse.errors import CacheError, UsageError
@@ -92,10 +92,7 @@ def command(
     from slidesparse.models import load_model
 
     # Whatever can be wrong with the input is found before torch is imported.
-    for path in (json_path, csv_path):
-        check_writable(path)
-    if json_path is not None and json_path == csv_path:
-        raise UsageError(f"--json and --csv both name {json_path}; name two files")
+    check_outputs(json_path, csv_path)
     spec = load_model(model)
     spec.linears(tp)
     template = _template(dtype, out_dtype, scales)

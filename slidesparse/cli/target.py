@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from slidesparse.errors import UsageError
+from slidesparse.errors import DeviceError, UsageError
+from slidesparse.problem import DType
 
 if TYPE_CHECKING:
     from slidesparse.cache import TuningCache
@@ -41,6 +42,39 @@ def open_cache(device: str, cache_dir: Path | None) -> tuple[Device, TuningCache
 
     selected = select_device(device)
     return selected, TuningCache(cache_dir, detect(selected))
+
+
+def require_triton() -> None:
+    """Refuse to go on without what the kernels are written in, before they are imported.
+
+    Raises:
+        DeviceError: triton cannot be imported.
+    """
+    try:
+        import triton  # noqa: F401
+    except ImportError as error:
+        raise DeviceError(
+            f"triton cannot be imported ({error}), and the kernels are written in it; "
+            "pip install triton"
+        ) from error
+
+
+def refuse_fp8(dtype: DType, device: Device, sm: int) -> None:
+    """Say once, before anything runs, that this GPU has no FP8.
+
+    Args:
+        dtype: of the quantised operands.
+        device: that was named; a CPU has references for everything.
+        sm: its compute capability, 90 for 9.0.
+
+    Raises:
+        UsageError: FP8 was asked of a GPU without it.
+    """
+    from slidesparse.devices import lacks_fp8
+
+    reason = lacks_fp8(sm) if device.is_gpu and dtype is DType.FP8 else None
+    if reason is not None:
+        raise UsageError(f"{device} cannot run these kernels: {reason}")
 
 
 def select_devices(device_name: str, gpus: str | None) -> list[Device]:

@@ -10,7 +10,7 @@ import click
 
 from slidesparse.cli.main import EXIT_INTERRUPTED
 from slidesparse.cli.options import DTypeName, OpList, PatternList, Seconds, TokenCounts
-from slidesparse.cli.target import open_cache, target_options
+from slidesparse.cli.target import open_cache, refuse_fp8, require_triton, target_options
 from slidesparse.errors import CacheError, UsageError
 from slidesparse.kernel_problem import KernelProblem, Op
 from slidesparse.pattern import Pattern, parse_patterns
@@ -79,6 +79,9 @@ def command(
     spec = load_model(model)
     spec.linears(tp)
     wanted = parse_patterns(patterns) if isinstance(patterns, str) else patterns
+    selected, cache = open_cache(device, cache_dir)
+    refuse_fp8(dtype, selected, cache.fingerprint.sm)
+    require_triton()
 
     from slidesparse.kernels.tune import TuneOptions
     from slidesparse.kernels.workload import model_problems, tuned_problems
@@ -90,7 +93,6 @@ def command(
         problems = model_problems(spec, tp, dtype, wanted, tokens, ops=every)
     if not problems:
         raise UsageError(f"{spec.name} has no {', '.join(map(str, ops or ()))}; leave out --ops")
-    selected, cache = open_cache(device, cache_dir)
     options = TuneOptions(full=effort == "full", fresh=not resume, budget_s=budget, seed=seed)
     if dry_run:
         _print_space(problems, options)
@@ -130,12 +132,11 @@ def _warm(
     import time
 
     from slidesparse.kernels.config import Table, load
-    from slidesparse.kernels.warm import compile_parallel, distinct_jobs, launch_config
+    from slidesparse.kernels.warm import compile_parallel, launch_jobs
 
     start = time.monotonic()
     load(device.index, Table(hit.result for hit in cache.kernel_entries().values()))
-    launches = ((problem, launch_config(problem, device)) for problem in problems)
-    jobs = distinct_jobs(launches, biased=True)
+    jobs = launch_jobs(problems, device)
     failed = compile_parallel(jobs, device)
     if failed:
         raise click.ClickException(

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from slidesparse import devices
 from slidesparse.bench import vllm_kernels
 from slidesparse.bench.alternatives import (
     Alternative,
     Gather,
     checked_rows,
-    config_of,
     differs,
     two_steps,
 )
@@ -78,7 +78,7 @@ def test_two_steps_and_the_plain_function_agree_with_ours(
 ) -> None:
     problem = make_problem(op, dtype, pattern)
     case, rows, ours = verified(problem, seed)
-    others = list(two_steps(case, -1))
+    others = list(two_steps(case, devices.CPU))
     ways = {"dense": 0, "6:8": 2, "4:6": 1}[pattern]
     fused = op in (Op.DEQUANT_RMSNORM_QUANTIZE, Op.DEQUANT_SILU_MUL_QUANTIZE)
     assert len(others) == (1 if fused else ways)
@@ -236,8 +236,3 @@ def test_vllm_has_nothing_for_dequantisation(seed: int) -> None:
     (other,) = vllm_alternatives(case)
     assert other.run is None
     assert "inside its GEMMs" in other.reason
-
-
-def test_the_configuration_is_the_one_of_the_bucket() -> None:
-    problem = make_problem(Op.QUANTIZE, DType.FP8, "6:8", m=300, k=3584)
-    assert config_of(problem, -1) == default_config(Op.QUANTIZE, 3584, 512)

@@ -11,22 +11,23 @@ import pytest
 import torch
 
 from slidesparse.bench import kernels as module
+from slidesparse.bench.alternatives import Alternative
 from slidesparse.bench.ceilings import Copy
 from slidesparse.bench.compiled import Compiled
+from slidesparse.bench.fault import DeviceLost, guard
 from slidesparse.bench.kernel_record import Ceilings, Row, Skipped
 from slidesparse.bench.kernels import (
     KernelBench,
     bench_problems,
     problem_bytes,
-    reference_launch,
-    row_order,
 )
 from slidesparse.candidate import Measurement
-from slidesparse.devices import CPU
+from slidesparse.devices import CPU, Device
 from slidesparse.kernel_problem import KernelProblem, KernelResult, Op
 from slidesparse.kernels.case import Case
 from slidesparse.kernels.config import Config, Table, default_config
 from slidesparse.kernels.launch import INTERPRETED
+from slidesparse.kernels.workload import row_order
 from slidesparse.models import load_model
 from slidesparse.pattern import DENSE, Pattern
 from slidesparse.problem import DType
@@ -96,17 +97,6 @@ def test_the_references_of_the_cpu_are_timed(seed: int) -> None:
         assert (row.config, row.tuned, row.alternatives, row.error) == (None, False, (), None)
 
 
-def test_the_reference_of_each_op_runs_on_the_operands(seed: int) -> None:
-    spec = load_model(str(TINY))
-    for problem in bench_problems(spec, 1, DType.INT8, (SIX,), (3,), tuple(Op)):
-        case = Case(problem, torch.device("cpu"), seed, 0)
-        made = reference_launch(case)(0, 0)
-        outputs = made if isinstance(made, tuple) else (made,)
-        want = case.sets[0].outputs
-        assert [o.shape for o in outputs[: len(want)]] == [o.shape for o in want]
-        assert [o.dtype for o in outputs[: len(want)]] == [o.dtype for o in want]
-
-
 @on_cpu
 def test_a_row_holds_ours_the_copy_the_wide_and_every_alternative(
     uncompiled: None, seed: int
@@ -142,7 +132,7 @@ def test_a_tuned_configuration_is_taken_and_said(
     tuned = Config(block=512, warps=2)
     timed = Measurement(tuned.candidate, 5.0, 0.1, 21, 64, 0.0, 0.0)
     table = Table([KernelResult(QUANTIZE, (timed,))])
-    monkeypatch.setattr(module, "config_of", lambda problem, index: table.find(problem))
+    monkeypatch.setattr(module, "launch_config", lambda problem, index: table.find(problem))
     row = kernel_row(QUANTIZE, seed, table)
     assert row.tuned is True
     assert row.config is not None
@@ -195,6 +185,83 @@ def test_an_alternative_that_fails_or_is_wrong_costs_itself_only(
     row = kernel_row(QUANTIZE, seed)
     reasons = {a.name: a.reason for a in row.alternatives if not a.median_us}
     assert "it gives torch.float32" in reasons["torch.compile"]
+
+
+@on_cpu
+def test_an_alternative_that_writes_nothing_is_caught(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Our outputs are still in the memory that it claims to have written."""
+
+    def lazy(self: KernelBench, case: Case) -> Iterator[Alternative]:
+        yield Alternative("lazy", "", lambda index: case.sets[0].outputs)
+
+    monkeypatch.setattr(KernelBench, "_alternatives", lazy)
+    (found,) = kernel_row(QUANTIZE, seed).alternatives
+    assert found.median_us is None
+    assert "differ from ours" in found.reason
+
+
+FAULT = "CUDA error: an illegal memory access was encountered"
+
+
+def lose_device(*arguments: object, **options: object) -> None:
+    raise RuntimeError(f"{FAULT}\nand much more")
+
+
+@on_cpu
+def test_our_kernel_that_loses_the_device_ends_the_run(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Case, "run", lose_device)
+    with pytest.raises(DeviceLost) as caught:
+        kernel_row(QUANTIZE, seed)
+    assert caught.value.problem == QUANTIZE
+    label = default_config(Op.QUANTIZE, 64, 16).candidate.label
+    assert str(caught.value) == (
+        f"the device is lost: {QUANTIZE}: our kernel [{label}] lost it: {FAULT}"
+    )
+
+
+@on_cpu
+def test_an_alternative_that_loses_the_device_ends_the_run(
+    uncompiled: None, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = Alternative("vllm", "fused", lose_device)  # type: ignore[arg-type]
+    monkeypatch.setattr(module, "vllm_alternatives", lambda case: [lost])
+    with pytest.raises(DeviceLost, match=r"vllm \(fused\) lost it: CUDA error") as caught:
+        kernel_row(QUANTIZE, seed)
+    assert caught.value.problem == QUANTIZE
+    monkeypatch.setattr(module, "vllm_alternatives", lose_device)
+    with pytest.raises(DeviceLost, match="vllm lost it: CUDA error"):
+        kernel_row(QUANTIZE, seed)
+
+
+@on_cpu
+def test_a_device_lost_in_the_race_names_all_that_ran(
+    uncompiled: None, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(KernelBench, "_race", lose_device)
+    with pytest.raises(DeviceLost) as caught:
+        kernel_row(QUANTIZE, seed)
+    for name in ("our kernel [", "a copy", "torch.compile (dynamic M)", "two-step (quantize, "):
+        assert name in caught.value.reason
+    with pytest.raises(DeviceLost, match="a large copy or an empty kernel lost it"):
+        KernelBench(CPU, Table(), seed).ceilings()
+
+
+def test_an_error_that_leaves_the_device_sound_is_no_loss(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What a launch or a capture is refused for has the same words; the device still answers."""
+    gpu = Device("cuda", 1)
+    text = "CUDA error: operation not permitted when stream is capturing"
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda index: None)
+    with pytest.raises(RuntimeError, match="capturing"), guard(gpu, QUANTIZE, "vllm"):
+        raise RuntimeError(text)
+    monkeypatch.setattr(torch.cuda, "synchronize", lose_device)
+    with pytest.raises(DeviceLost), guard(gpu, QUANTIZE, "vllm"):
+        raise RuntimeError(text)
 
 
 @on_cpu

@@ -14,16 +14,16 @@ from typing import Any
 
 import pytest
 
-from slidesparse.bench import record as module
+from slidesparse.bench import result_file as module
 from slidesparse.bench.record import (
     CSV_COLUMNS,
     LayerProblem,
     SearchRecord,
     read_json,
-    source_commit,
     write_csv,
     write_json,
 )
+from slidesparse.bench.result_file import source_commit
 from slidesparse.candidate import Candidate, Failure, Measurement, ProblemResult, Provenance
 from slidesparse.devices import Fingerprint
 from slidesparse.errors import UsageError
@@ -210,17 +210,17 @@ def git(folder: Path, *arguments: str) -> str:
 
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A made-up checkout that record.py believes to be its own."""
+    """A made-up checkout that result_file.py believes to be its own."""
     if shutil.which("git") is None:
         pytest.skip("git is not installed")
     monkeypatch.delenv("SLIDESPARSE_COMMIT", raising=False)
     folder = tmp_path / "checkout"
     (folder / "bench").mkdir(parents=True)
-    (folder / "bench" / "record.py").write_text("# tracked\n")
+    (folder / "bench" / "result_file.py").write_text("# tracked\n")
     git(folder, "init", "-q")
     git(folder, "add", ".")
     git(folder, "commit", "-qm", "one")
-    monkeypatch.setattr(module, "__file__", str(folder / "bench" / "record.py"))
+    monkeypatch.setattr(module, "__file__", str(folder / "bench" / "result_file.py"))
     return folder
 
 
@@ -231,7 +231,7 @@ def test_the_commit_of_a_clean_checkout(checkout: Path) -> None:
 
 
 def test_the_commit_of_a_changed_checkout(checkout: Path) -> None:
-    (checkout / "bench" / "record.py").write_text("# changed\n")
+    (checkout / "bench" / "result_file.py").write_text("# changed\n")
     assert source_commit() == git(checkout, "rev-parse", "HEAD") + "-dirty"
 
 
@@ -246,7 +246,9 @@ def test_the_environment_names_the_commit(checkout: Path, monkeypatch: Any) -> N
 def test_outside_a_checkout_the_commit_is_unknown(
     checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "__file__", str(tmp_path / "site-packages" / "a" / "record.py"))
+    monkeypatch.setattr(
+        module, "__file__", str(tmp_path / "site-packages" / "a" / "result_file.py")
+    )
     assert source_commit() == "unknown"
 
 

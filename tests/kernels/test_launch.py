@@ -15,6 +15,7 @@ from slidesparse.kernels.launch import (
     QUANTISED,
     Scaled,
     check_output,
+    check_q,
     check_quantised,
     check_rows,
     check_scale_out,
@@ -80,7 +81,7 @@ def test_only_two_dtypes_are_quantised_to(dtype):
 @pytest.mark.parametrize("version", [(8, 0), (8, 6)])
 def test_a_gpu_without_fp8_is_told_to_use_int8(capability, version):
     capability(version)
-    expected = rf"FP8 needs compute capability 8\.9 and .* has {version[0]}\.{version[1]}; use"
+    expected = rf"FP8 needs SM 8\.9 and .* is SM {version[0]}\.{version[1]}; use torch\.int8"
     with pytest.raises(DeviceError, match=expected):
         check_quantised(torch.float8_e4m3fn, on_gpu())
     check_quantised(torch.int8, on_gpu())
@@ -103,6 +104,19 @@ def test_one_column_may_have_any_stride():
     column = torch.ones(4, 16)[:, 3:4].T.T
     check_rows(column, "x", (torch.float32,))
     check_output(column, "q", (4, 1), ROWS)
+
+
+def test_lifted_rows_are_an_even_number_of_bytes_apart_if_there_are_two():
+    pattern = Pattern.parse("6:8")
+    width = pattern.expanded_k(16)
+    one, two = (
+        torch.empty_strided((rows, width), (width + 1, 1), dtype=torch.int8) for rows in (1, 2)
+    )
+    assert width % 2 == 0
+    check_q(one, 1, 16, pattern, ROWS)
+    check_q(two, 2, width, DENSE, ROWS)
+    with pytest.raises(KernelError, match=f"rows are {width + 1} bytes apart; .* multiples of 2"):
+        check_q(two, 2, 16, pattern, ROWS)
 
 
 def test_scales_for_one_or_for_all():

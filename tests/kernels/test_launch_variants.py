@@ -87,6 +87,24 @@ def test_rows_may_be_strided_and_what_lies_between_stays(variant, text, seed):
 
 @kernel_only
 @each_variant
+def test_every_operand_has_a_stride_of_its_own(variant, seed):
+    """A residual that is not updated in place too, which only the launcher takes."""
+    pattern = pattern_for(variant, SIX_EIGHT)
+    kernel_variants.check_against_reference(
+        variant,
+        4,
+        146,
+        variant.sources[0],
+        target(variant, 0),
+        pattern,
+        seed,
+        gap=6,
+        config=Config(block=256, warps=4),
+    )
+
+
+@kernel_only
+@each_variant
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.block}x{c.rows}-{c.per_sm}")
 def test_configurations_agree(variant, config, seed):
     """Many chunks and one, several rows a program, a grid that shares out the rows."""

@@ -21,7 +21,7 @@ each_dtype = pytest.mark.parametrize("dtype", checks.QUANTISED, ids=checks.short
 def sparse(rows, k, dtype, seed):
     """A random 2:4 matrix: some groups with fewer than two non-zeros, FP8 with negative zeros."""
     generator = torch.Generator().manual_seed(seed)
-    w = torch.randint(-100, 101, (rows, k), generator=generator).float()
+    w = torch.randint(-128, 128, (rows, k), generator=generator).float()
     w *= torch.rand(rows, k, generator=generator) > 0.3
     return prune_magnitude(w, Pattern.parse("2:4")).to(dtype)
 
@@ -59,13 +59,13 @@ def test_a_slid_weight_packs(dtype, text, seed):
 def test_the_layout_by_hand():
     """Positions in order, the first in the low two bits; the first group in the low four."""
     w = torch.zeros(1, 32, dtype=torch.int8)
-    groups = [[5, 6, 0, 0], [0, 7, 0, -8], [0, 0, 9, 10], [0, 0, 0, 0]]
+    groups = [[5, 6, 0, 0], [0, 7, 0, -128], [0, 0, 9, 10], [0, 0, 0, 0]]
     groups += [[11, 0, 0, 0], [0, 12, 0, 0], [0, 0, 13, 0], [0, 0, 0, 14]]
     w[0] = torch.tensor(groups, dtype=torch.int8).reshape(-1)
     pairs = [(0, 1), (1, 3), (2, 3), (2, 3), (0, 3), (1, 3), (2, 3), (2, 3)]
     nibbles = [first | (last << 2) for first, last in pairs]
     values, metadata = pack24(w)
-    assert values[0].tolist() == [5, 6, 7, -8, 9, 10, 0, 0, 11, 0, 12, 0, 13, 0, 0, 14]
+    assert values[0].tolist() == [5, 6, 7, -128, 9, 10, 0, 0, 11, 0, 12, 0, 13, 0, 0, 14]
     assert metadata[0].tolist() == [nibbles[i] | (nibbles[i + 1] << 4) for i in range(0, 8, 2)]
 
 

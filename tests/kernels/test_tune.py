@@ -60,10 +60,17 @@ def test_the_fastest_wins_and_the_close_ones_race_the_default(
 
 
 def test_no_more_than_the_finalists_race_however_close(run: Run, plan: dict[str, Any]) -> None:
+    plan["times"] = {"1024/8": 10.3, "512/4": 10.8, "2048/8": 10.2, "512/16": 10.1, "1024/4": 10.0}
+    result = run(problem()).found[problem()].result
+    assert requests(plan)[-1] == "16 race 1024/4 512/16 2048/8 1024/8", "not 512/4, the fifth"
+    assert names(result.ranked)[0] == "1024/4"
+    assert result.default == result.ranked[3]
+
+
+def test_the_default_races_beside_the_finalists(run: Run, plan: dict[str, Any]) -> None:
     plan["times"] = {"1024/8": 10.9, "512/4": 10.8, "2048/8": 10.2, "512/16": 10.1, "1024/4": 10.0}
     result = run(problem()).found[problem()].result
     assert requests(plan)[-1] == "16 race 1024/4 512/16 2048/8 512/4 1024/8"
-    assert names(result.ranked)[0] == "1024/4"
     assert result.default is not None
     assert result.default.median_us == 10.9
 
@@ -156,6 +163,7 @@ def test_a_race_without_memory_leaves_the_first_times(run: Run, plan: dict[str, 
     result = run(problem()).found[problem()].result
     assert names(result.ranked) == ["512/4", "2048/8", "1024/8"]
     assert result.default == result.ranked[2]
+    assert {m.samples for m in result.ranked} == {3}, "of the same screening"
 
 
 def test_a_defect_of_the_session_ends_it_and_finished_work_is_kept(
@@ -254,7 +262,8 @@ def test_ctrl_c_while_a_configuration_hangs(
 def test_ctrl_c_while_kernels_are_compiled_starts_no_worker(
     cache: TuningCache, plan: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def compile_parallel(jobs: Any, device: Device, done: Any) -> list[str]:
+    def compile_parallel(jobs: Any, device: Device, done: Any, deadline: Any) -> list[str]:
+        assert deadline is None
         done(1)
         raise KeyboardInterrupt
 
@@ -283,6 +292,23 @@ def test_a_few_kernels_are_left_to_the_worker(
     monkeypatch.setattr(tune, "Worker", lambda *arguments: InProcess(plan))
     outcome = Tuner([problem()], GPU, cache, TuneOptions()).run()
     assert list(outcome.found) == [problem()]
+
+
+def test_compiling_ahead_takes_half_of_the_budget_and_the_rest_is_tuned(
+    cache: TuningCache, plan: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[float] = []
+
+    def compile_parallel(jobs: Any, device: Device, done: Any, deadline: float) -> list[str]:
+        given.append(deadline - time.monotonic())
+        return []
+
+    monkeypatch.setattr(tune, "compile_parallel", compile_parallel)
+    monkeypatch.setattr(tune, "Worker", lambda *arguments: InProcess(plan))
+    problems = [problem(k=k) for k in (576, 640)]
+    outcome = Tuner(problems, GPU, cache, TuneOptions(budget_s=60)).run()
+    assert list(outcome.found) == problems
+    assert given == [pytest.approx(30, abs=1)]
 
 
 def test_what_is_cached_is_not_measured_again_unless_fresh(
@@ -343,13 +369,13 @@ def test_a_launch_takes_what_was_tuned(
     table = Table(hit.result for hit in hits)
     assert table.find(problem()) == Config(512, 4)
 
-    monkeypatch.setattr(config_module, "_tables", {})
+    config_module.forget()
     load(GPU.index, table)
     try:
         wanted = (Op.QUANTIZE, 16, 576, DType.BF16, DType.FP8, Pattern.parse("6:8"), False)
         assert chosen(GPU.index, *wanted) == Config(512, 4)
     finally:
-        chosen.cache_clear()
+        config_module.forget()
 
 
 def test_the_seed_is_drawn_unless_told(cache: TuningCache) -> None:

@@ -16,7 +16,7 @@ from slidesparse.errors import SearchError
 from slidesparse.kernel_problem import KernelProblem, KernelResult, Op
 from slidesparse.kernels import config as config_module
 from slidesparse.kernels import warm as module
-from slidesparse.kernels.config import Config, Table, chosen, default_config, load
+from slidesparse.kernels.config import Config, Table, default_config, load
 from slidesparse.kernels.warm import (
     Compiler,
     Job,
@@ -95,10 +95,9 @@ def test_offsets_are_long_where_a_row_starts_beyond_32_bits(op: Op, width: int) 
 @pytest.fixture
 def tables(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No configurations in memory, before and after."""
-    monkeypatch.setattr(config_module, "_tables", {})
-    chosen.cache_clear()
+    config_module.forget()
     yield
-    chosen.cache_clear()
+    config_module.forget()
 
 
 @pytest.mark.usefixtures("tables")
@@ -125,8 +124,12 @@ def test_warm_runs_every_kernel_once_on_the_cpu(monkeypatch: pytest.MonkeyPatch)
     problems = [problem(m, op=op) for op in Op for m in (2, 3)]
     plain = [(op, False) for op in Op]
     biased = [(op, True) for op in Op if op.dequantizes]
-    assert warm(problems, CPU) == len(plain) + len(biased)
-    assert sorted((job.problem.op, job.bias) for job in ran) == sorted(plain + biased)
+    # The first layer's norm has no residual to add.
+    first = [(Op.RMSNORM_QUANTIZE, False)]
+    assert warm(problems, CPU) == len(plain) + len(biased) + len(first)
+    assert sorted((job.problem.op, job.bias) for job in ran) == sorted(plain + biased + first)
+    norms = [job.problem for job in ran if job.problem.op is Op.RMSNORM_QUANTIZE]
+    assert {norm.residual for norm in norms} == {True, False}
 
 
 @pytest.fixture
@@ -162,6 +165,28 @@ def test_ctrl_c_ends_the_processes_at_once() -> None:
     with pytest.raises(KeyboardInterrupt):
         compile_parallel(jobs, GPU, interrupt)
     assert time.monotonic() - start < 20, "K=66 hangs for an hour"
+
+
+@pytest.mark.usefixtures("fakes")
+def test_a_deadline_ends_them_with_what_is_compiled_so_far(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """K=68 fails and K=66 hangs."""
+    monkeypatch.setattr(module, "_processes", lambda jobs, device: 1)
+    jobs = distinct_jobs((problem(k=k), CONFIG) for k in (64, 68, 66, *range(71, 91)))
+    counts: list[int] = []
+    start = time.monotonic()
+    # Starting a process takes some seconds, with torch.
+    failed = compile_parallel(jobs, GPU, counts.append, start + 15)
+    assert counts == [1, 2]
+    assert failed == ["K=68 does not compile"]
+    assert time.monotonic() - start < 20
+
+
+def test_a_deadline_that_is_past_starts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "Worker", None)
+    jobs = distinct_jobs([(problem(), CONFIG)])
+    assert compile_parallel(jobs, GPU, deadline=time.monotonic()) == []
 
 
 def test_processes_that_do_not_start_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,11 +17,13 @@ from bench_records import make_record
 from click.testing import CliRunner, Result
 from rich.console import Console
 
+from slidesparse.bench.fault import DeviceLost
 from slidesparse.bench.kernel_record import KernelRecord, Row, read_json
 from slidesparse.bench.kernels import KernelBench
 from slidesparse.cli.bench_table import print_kernels, reasons, verdict
 from slidesparse.cli.main import cli
 from slidesparse.devices import CPU, Device, detect
+from slidesparse.errors import UsageError
 from slidesparse.kernel_problem import Op
 
 TINY = Path(__file__).resolve().parents[1] / "data" / "tiny"
@@ -106,6 +108,7 @@ def test_quiet_prints_nothing(tmp_path: Path) -> None:
         (("--json", "/no/such/folder/x.json"), "the folder /no/such/folder does not exist"),
         (("--csv", "/"), "cannot write /: it is a folder; name a file"),
         (("--json", "x", "--csv", "x"), "--json and --csv both name x; name two files"),
+        (("--json", "x", "--csv", "./a/../x"), "both name x (a/../x); name two files"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
@@ -159,6 +162,69 @@ def test_a_wrong_kernel_fails_the_command(tmp_path: Path, monkeypatch: pytest.Mo
     assert_one_line(result, 1, "2 of 4 kernels failed, first quantize M=4 K=64 ", ": wrong")
     assert "FAILED quantize M=4" in result.stdout
     assert [row.error for row in read_json(file).rows] == ["wrong", None, "wrong", None]
+
+
+def test_a_lost_device_ends_the_run_and_keeps_what_was_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = KernelBench._measure
+    tried = []
+
+    def measure(self: KernelBench, problem, ceilings):
+        tried.append(problem)
+        if problem.op is Op.DEQUANTIZE:
+            raise DeviceLost(problem, "vllm (fused) lost it: CUDA error: an illegal memory access")
+        return right(self, problem, ceilings)
+
+    monkeypatch.setattr(KernelBench, "_measure", measure)
+    file, table = tmp_path / "out.json", tmp_path / "out.csv"
+    result = bench("--m", "4", "--json", str(file), "--csv", str(table))
+    assert_one_line(
+        result, 1, "the device is lost: dequantize M=4 K=", "vllm (fused) lost it: CUDA error"
+    )
+    record = read_json(file)
+    assert record.interrupted
+    assert len(record.rows) == len(tried) - 1 > 0, "nothing ran after it"
+    (lost,) = record.skipped
+    assert lost.problem == tried[-1]
+    assert "vllm (fused) lost it" in lost.reason
+    assert f"skipped {lost.problem}: vllm (fused) lost it" in result.stdout
+    assert len(table.read_text().splitlines()) == 1 + len(record.rows)
+
+
+@pytest.mark.parametrize("broken", ["json", "csv"])
+def test_a_file_that_cannot_be_written_costs_neither_the_table_nor_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    files = {name: tmp_path / f"out.{name}" for name in ("json", "csv")}
+
+    def fails(record: KernelRecord, path: Path) -> None:
+        raise UsageError(f"cannot write {path}: No space left on device")
+
+    monkeypatch.setattr(f"slidesparse.bench.kernel_record.write_{broken}", fails)
+    options = [part for name, path in files.items() for part in (f"--{name}", str(path))]
+    result = bench("--ops", "quantize", "--m", "4", *options)
+    assert_one_line(result, 1, f"cannot write {files[broken]}: No space left on device")
+    assert "kernels in " in result.stdout
+    assert [name for name, path in files.items() if path.exists()] == [
+        name for name in files if name != broken
+    ]
+
+
+def test_missing_permission_is_found_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pretended, since nothing is forbidden to root."""
+    file, denied = tmp_path / "out.json", [tmp_path]
+    monkeypatch.setattr(
+        "os.access", lambda path, mode: not (mode & os.W_OK and Path(path) in denied)
+    )
+    result = bench("--json", str(file))
+    assert_one_line(result, 2, f"cannot write {file}: no permission to write in the folder")
+    file.write_text("")
+    denied[:] = [file]
+    assert_one_line(bench("--json", str(file)), 2, f"cannot write {file}: permission denied")
+    assert file.read_text() == ""
 
 
 def test_what_was_measured_before_an_interrupt_is_kept(

@@ -78,7 +78,15 @@ class TestPath:
 class TestList:
     def test_empty(self, own: TuningCache) -> None:
         assert f"no entries in {own.path}; run slidesparse search" in good("list")
+        assert "slidesparse tune" in good("list")
         assert json.loads(good("list", "--json"))["entries"] == []
+
+    def test_kernels_only(self, own: TuningCache, make_kernel: Any) -> None:
+        own.put_kernels([make_kernel()])
+        output = good("list")
+        assert f"no GEMM results in {own.path}; run slidesparse search\n" in output
+        assert "kernels: 1 configurations of slidesparse tune" in output
+        assert "no entries" not in output
 
     def test_results_and_stale(self, own: TuningCache, make_result: Any) -> None:
         own.put_many([make_result(m=64, us=10.0), make_result()])
@@ -107,7 +115,7 @@ class TestList:
         own.put_kernels([make_kernel(m=m) for m in (1024, 64)])
         own.put_kernels([make_kernel(Op.DEQUANTIZE, pattern="dense")])
         output = good("list")
-        assert "no entries in" in output
+        assert "no GEMM results in" in output
         assert "kernels: 3 configurations" in output
         rows = [line.split() for line in output.splitlines()]
         assert ["quantize-k512-bf16-fp8_e4m3-6:8-plain", "64", "1024", "cached"] in rows
@@ -208,7 +216,8 @@ class TestTransfer:
 
     def test_nothing_to_export(self, own: TuningCache, tmp_path: Path) -> None:
         expected = (
-            f"Error: nothing to export: no entries in {own.directory}; run slidesparse search"
+            f"Error: nothing to export: no entries in {own.directory}; run slidesparse search or "
+            "slidesparse tune"
         )
         assert bad("export", tmp_path / "x.json") == expected
 

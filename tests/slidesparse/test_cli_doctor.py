@@ -79,6 +79,7 @@ def test_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     cache = TuningCache(None, detect(CPU))
     assert f"cache: {cache.directory}" in result.stdout
     assert "0 entries, 0 bundled with the package" in result.stdout
+    assert "0 kernel configurations, 0 bundled with the package" in result.stdout
     assert not cache.root.exists()
 
 
@@ -132,6 +133,16 @@ def test_cache_state(monkeypatch: pytest.MonkeyPatch, make_result: Any, tmp_path
     assert state["writable"] is False
     expected = f"not writable: {file} is not a directory; choose another place with --cache-dir"
     assert expected in run("--cache-dir", file).stdout
+
+
+def test_kernel_configurations_are_counted(
+    monkeypatch: pytest.MonkeyPatch, make_kernel: Any
+) -> None:
+    pretend(monkeypatch, WORKS)
+    TuningCache(None, detect(CPU)).put_kernels([make_kernel(), make_kernel(m=64)])
+    state = report()["cache"]
+    assert (state["entries"], state["kernels"], state["bundled_kernels"]) == (0, 2, 0)
+    assert "2 kernel configurations, 0 bundled with the package" in run().stdout
 
 
 def test_says_why_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ from slidesparse.pattern import Pattern
 from slidesparse.problem import DType
 
 TINY = Path(__file__).resolve().parents[1] / "data" / "tiny"
-MACHINE = Fingerprint("NVIDIA Test", 80, 108, 40960)
+MACHINE = Fingerprint("NVIDIA Test", 89, 108, 40960)
 
 
 def tune(*arguments: str) -> Result:
@@ -130,6 +130,44 @@ def test_a_gpu_that_is_not_there() -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     assert_one_line(tune("--device", "cuda"), 1, "cuda:0 asked for, but torch")
+
+
+@pytest.mark.parametrize("more", [(), ("--warm",)])
+def test_fp8_is_refused_at_once_where_the_gpu_has_none(
+    more: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = replace(detect(CPU), name="NVIDIA A100", sm=80)
+    monkeypatch.setattr("slidesparse.devices.select_device", lambda text: Device("cuda"))
+    monkeypatch.setattr("slidesparse.devices.detect", lambda device: old)
+    result = tune("--dtype", "fp8", "--cache-dir", str(tmp_path / "cache"), *more)
+    text = "FP8 needs SM 8.9 or newer and this is SM 8.0; use --dtype int8"
+    assert_one_line(result, 2, f"cuda:0 cannot run these kernels: {text}")
+    assert not (tmp_path / "cache").exists()
+
+
+WITHOUT_TRITON = """
+import sys
+sys.modules["triton"] = None
+from slidesparse.cli.main import cli
+cli(["tune", *sys.argv[1:]])
+"""
+
+
+@pytest.mark.parametrize("more", [(), ("--warm",), ("--dry-run",)])
+def test_without_triton_the_remedy_is_named(more: tuple[str, ...]) -> None:
+    """In a process of its own: in this one the kernels are imported already."""
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TRITON, "--model", str(TINY), "--device", "cpu", *more],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONSAFEPATH": "1"},
+    )
+    assert done.returncode == 1, done.stderr
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("Error: triton cannot be imported"), line
+    assert line.endswith("pip install triton")
 
 
 def test_operations_that_a_model_does_not_have(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,7 +75,10 @@ class Variant:
     def draw(
         self, m: int, k: int, source: torch.dtype, seed: int, device: str = "cpu", gap: int = 0
     ) -> Tensors:
-        """Random operands; the residual has the dtype of floating rows, bf16 beside int32."""
+        """Random operands; the residual has the dtype of floating rows, bf16 beside int32.
+
+        With a `gap` between its rows, every operand has another than the rest: see `poisoned`.
+        """
         width = 2 * k if self.halves else k
         kept = source if source.is_floating_point else torch.bfloat16
         made = {self.first: checks.draw(m, width, source, seed, device, gap)}
@@ -85,7 +88,7 @@ class Variant:
         makers: dict[str, Callable[[], torch.Tensor]] = {
             "weight": lambda: checks.draw(1, k, kept, seed + 2, device).reshape(k),
             "bias": lambda: checks.draw(1, width, kept, seed + 3, device).reshape(width),
-            "residual": lambda: checks.draw(m, k, kept, seed + 4, device, gap),
+            "residual": lambda: checks.draw(m, k, kept, seed + 4, device, 2 * gap),
             "scale": lambda: torch.full((1,), 0.01, device=device),
         }
         return made | {name: makers[name]() for name in self.operands}
@@ -135,7 +138,7 @@ class Variant:
         pattern: Pattern,
         outs: Outputs,
         config: Config,
-        wide: bool = True,
+        wide: bool | None = None,
     ) -> None:
         """Start the kernel in a configuration."""
         x = t[self.first]
@@ -145,11 +148,11 @@ class Variant:
         residual = t.get("residual")
         if self.op is Op.DEQUANTIZE:
             assert scaled is not None
-            launch_dequantize(x, scaled, residual, outs[0], config)
+            launch_dequantize(x, scaled, residual, outs[0], config, wide)
         elif self.op is Op.QUANTIZE:
             launch_quantize(x, outs[0], outs[1], t.get("scale"), pattern, config, wide)
         elif self.halves:
-            launch_silu_mul_quantize(x, outs[0], outs[1], pattern, config, scaled)
+            launch_silu_mul_quantize(x, outs[0], outs[1], pattern, config, scaled, wide)
         else:
             hidden = outs[2] if len(outs) > 2 else None
             launch_rmsnorm_quantize(
@@ -163,6 +166,7 @@ class Variant:
                 residual,
                 hidden,
                 scaled,
+                wide,
             )
 
     def reference(self, t: Tensors, dtype: torch.dtype, pattern: Pattern) -> Outputs:
@@ -190,11 +194,11 @@ class Variant:
     def poisoned(
         self, t: Tensors, dtype: torch.dtype, pattern: Pattern, gap: int = 0
     ) -> list[checks.Poisoned]:
-        """Outputs full of poison, on the device of the operands."""
+        """Outputs full of poison, on the device of the operands; their gaps are 3, 4... times."""
         device = str(t[self.first].device)
         return [
-            checks.Poisoned(shape, kind, device, gap if len(shape) == 2 else 0)
-            for shape, kind in self.shapes(t, dtype, pattern)
+            checks.Poisoned(shape, kind, device, times * gap if len(shape) == 2 else 0)
+            for times, (shape, kind) in enumerate(self.shapes(t, dtype, pattern), start=3)
         ]
 
     def assert_right(self, got: Outputs, want: Outputs) -> None:
@@ -286,9 +290,9 @@ def check_against_reference(
     device: str = "cpu",
     gap: int = 0,
     config: Config | None = None,
-    wide: bool = True,
+    wide: bool | None = None,
 ) -> None:
-    """Run on poisoned outputs, `gap` elements between rows, and compare with the reference."""
+    """Run on poisoned outputs, `gap` elements or more between rows; compare with the reference."""
     t = variant.draw(m, k, source, seed, device, gap)
     poisoned = variant.poisoned(t, dtype, pattern, gap)
     outs = tuple(each.view for each in poisoned)

@@ -65,6 +65,9 @@ class Notes(TuneListener):
     def finished(self, problem: KernelProblem, tuned: Any, reason: str) -> None:
         self.events.append(("finished", problem.m, str(tuned.provenance) if tuned else reason))
 
+    def overlapping(self, done: int, total: int) -> None:
+        self.events.append(("overlapping", done, total))
+
 
 def problem(m: int = 16, k: int = 576) -> KernelProblem:
     return KernelProblem(Op.QUANTIZE, m, k, DType.BF16, DType.FP8, Pattern.parse("6:8"))

@@ -7,7 +7,7 @@ import importlib.util
 import pytest
 import torch
 
-from slidesparse.bench.alternatives import checked_rows, config_of, differs, two_steps
+from slidesparse.bench.alternatives import checked_rows, differs, two_steps
 from slidesparse.bench.ceilings import Copy
 from slidesparse.bench.compiled import Compiled
 from slidesparse.bench.kernel_record import read_json
@@ -18,6 +18,7 @@ from slidesparse.devices import l2_bytes
 from slidesparse.kernel_problem import KernelProblem, Op
 from slidesparse.kernels.case import Case
 from slidesparse.kernels.config import Table
+from slidesparse.kernels.warm import launch_config
 from slidesparse.pattern import Pattern
 from slidesparse.problem import DType
 
@@ -34,11 +35,11 @@ def test_every_alternative_that_runs_here_is_right(op, dtype, pattern, m, gpu, s
     problem = KernelProblem(op, m, 3584, source, dtype, Pattern.parse(pattern), residual)
     where = torch.device(str(gpu))
     case = Case(problem, where, seed, 0)
-    assert case.wrong(config_of(problem, gpu.index)) is None
+    assert case.wrong(launch_config(problem, gpu)) is None
     rows = checked_rows(m, where)
     ours = tuple(tensor[rows].clone() for tensor in case.sets[0].outputs)
     compiled = Compiled(problem, where).of(case)
-    for other in (*vllm_alternatives(case), compiled, *two_steps(case, gpu.index)):
+    for other in (*vllm_alternatives(case), compiled, *two_steps(case, gpu)):
         if other.run is None:
             assert other.reason
             continue

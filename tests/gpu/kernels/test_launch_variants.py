@@ -98,6 +98,7 @@ def test_configurations_of_the_tuner_agree(seed):
                     "pattern": pattern,
                     "seed": seed,
                     "device": CUDA,
+                    "gap": 6 * (number % 2),
                     "config": config,
                     "wide": number % 2 == 0,
                 }

@@ -8,6 +8,7 @@ import torch
 from kernel_variants import BY_NAME
 
 from slidesparse.devices import detect
+from slidesparse.kernels import dequantize, pack24, quantize, reference
 from slidesparse.pattern import DENSE, Pattern
 
 CUDA = "cuda:0"
@@ -53,10 +54,40 @@ def test_the_first_the_last_and_the_crossing_rows_are_right(case, gpu, seed):
     torch.cuda.empty_cache()
 
 
+FAR = 2**30 + 64
+"""Elements between rows: the third of three lies beyond 2^31."""
+
+
+def far(x):
+    """The same rows far apart: few elements in much memory."""
+    out = torch.empty_strided(x.shape, (FAR, 1), dtype=x.dtype, device=x.device)
+    return out.copy_(x)
+
+
+@pytest.mark.parametrize("name", ["x", "q"])
+def test_quantize_of_a_few_rows_far_apart(name, seed):
+    x = checks.draw(3, 64, BF16, seed, CUDA)
+    q = torch.empty(3, SIX_EIGHT.expanded_k(64), dtype=INT8, device=CUDA)
+    out = (far(q) if name == "q" else q, torch.empty(3, device=CUDA))
+    quantize(far(x) if name == "x" else x, INT8, SIX_EIGHT, out=out)
+    want = reference.quantize(x, INT8, SIX_EIGHT)
+    for got, wanted in zip(out, want, strict=True):
+        checks.assert_same_bits(got.contiguous(), wanted)
+
+
+@pytest.mark.parametrize("name", ["a", "residual", "out"])
+def test_dequantize_of_a_few_rows_far_apart(name, seed):
+    a, residual = (checks.draw(3, 64, BF16, seed + i, CUDA) for i in range(2))
+    row, column = checks.positive(3, seed, CUDA), checks.positive(64, seed, CUDA)
+    t = {"a": a, "residual": residual, "out": torch.empty(3, 64, dtype=BF16, device=CUDA)}
+    t[name] = far(t[name])
+    made = dequantize(t["a"], row, column, BF16, residual=t["residual"], out=t["out"])
+    want = reference.dequantize(a, row, column, BF16, residual=residual)
+    checks.assert_rounded_once(made.contiguous(), want)
+
+
 def test_pack24_of_a_wide_matrix():
     """65536 x 37888 bytes: rows beyond 2^31."""
-    from slidesparse.kernels import pack24, reference
-
     w = torch.zeros(65536, 37888, dtype=INT8, device=CUDA)
     w[:, 1::4] = 3
     w[:, 3::4] = torch.arange(65536, device=CUDA).to(INT8)[:, None]

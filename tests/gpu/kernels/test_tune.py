@@ -41,10 +41,9 @@ EPS = 1e-6
 @pytest.fixture
 def tables(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No configurations in memory, before and after."""
-    monkeypatch.setattr(config_module, "_tables", {})
-    chosen.cache_clear()
+    config_module.forget()
     yield
-    chosen.cache_clear()
+    config_module.forget()
 
 
 def problem(pattern: Pattern, op: Op = Op.QUANTIZE, m: int = 16, k: int = 576) -> KernelProblem:

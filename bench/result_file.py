@@ -1,0 +1,137 @@
+"""What all result files share: a JSON object that says its kind and schema, and a CSV beside it.
+
+Written whole or not at all, by the tool and never by hand.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from slidesparse.errors import UsageError
+
+
+@dataclass(frozen=True)
+class FileKind:
+    """What a result file says of itself.
+
+    Args:
+        kind: in its field "kind".
+        schema_version: of its fields.
+        command: that writes it, for messages.
+    """
+
+    kind: str
+    schema_version: int
+    command: str
+
+
+def write_data(path: Path, kind: FileKind, data: Mapping[str, Any]) -> None:
+    """Write a result file; the folder must exist.
+
+    Args:
+        path: of the file.
+        kind: heads it.
+        data: the rest, plain values.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    whole = {"kind": kind.kind, "schema_version": kind.schema_version, **data}
+    write_text(path, json.dumps(whole, indent=1) + "\n")
+
+
+def read_data(path: Path, kind: FileKind) -> dict[str, Any]:
+    """What a result file holds behind its kind and schema.
+
+    Raises:
+        UsageError: it is missing, truncated, or of another kind or schema.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UsageError(f"{path} is not JSON: {error}") from error
+    if not isinstance(data, dict) or data.pop("kind", None) != kind.kind:
+        raise UsageError(f"{path} is not a result file of {kind.command}")
+    version = data.pop("schema_version", None)
+    if version != kind.schema_version:
+        raise UsageError(f"{path} has schema version {version}, this is {kind.schema_version}")
+    return data
+
+
+def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a CSV with a header line.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(columns)
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all; what is no plain file is written to, never replaced.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    target = path.resolve()
+    temporary = target.with_name(target.name + ".part")
+    try:
+        if target.exists() and not target.is_file():
+            # A device or a pipe: never replaced.
+            target.write_text(text, encoding="utf-8", newline="")
+            return
+        temporary.write_text(text, encoding="utf-8", newline="")
+        os.replace(temporary, target)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+
+
+def now() -> str:
+    """The time in UTC as result files give it, ISO 8601."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def source_commit() -> str:
+    """The commit of the checkout that this code runs from, "-dirty" if it was changed.
+
+    An installed package has no checkout; SLIDESPARSE_COMMIT may name its commit.
+    """
+    told = os.environ.get("SLIDESPARSE_COMMIT", "")
+    if told:
+        return told
+    folder = Path(__file__).resolve().parent.parent
+    if not (folder / ".git").exists():
+        return "unknown"
+    try:
+        head = _git(folder, "rev-parse", "HEAD")
+        dirty = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return f"{head}-dirty" if dirty else head
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(folder), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=10,
+        check=True,
+    )
+    return done.stdout.strip()
