@@ -147,8 +147,10 @@ class KernelResult:
 
     Args:
         problem: that was tuned, with the M and K it was timed at.
-        ranked: the finalists' measurements of one interleaved race, fastest first.
-        default: what would have run untuned, from the same race.
+        ranked: the finalists' measurements of one interleaved race, the winner first: the fastest,
+            but an overlapped launch only if it is faster by more than the spread. Where the race
+            failed, what a first, short look at each said.
+        default: what would have run untuned, from the same race, if it took part.
         failures: configurations that are out, and why.
         tried: how many configurations were verified and timed.
         seed: of the random inputs.

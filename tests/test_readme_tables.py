@@ -13,6 +13,7 @@ from types import ModuleType
 import pytest
 from bench_records import make_record as make_kernels
 
+from slidesparse.bench.kernel_record import read_json as read_kernels
 from slidesparse.bench.kernel_record import write_json as write_kernels
 from slidesparse.bench.record import SearchRecord, read_json, write_json
 from slidesparse.bench.workload import LayerProblem
@@ -187,13 +188,24 @@ def test_the_committed_pages_say_what_the_committed_results_say(root: Path) -> N
 
 def test_every_committed_search_is_whole(root: Path) -> None:
     files = sorted((root / "bench" / "results").glob("*/*-[fi][pn]*8.json"))
-    searches = [file for file in files if not file.name.startswith("effort-")]
+    searches = [file for file in files if not file.name.startswith(("effort-", "kernels"))]
     assert len(searches) >= 4
     for file in searches:
         record = read_json(file)
         assert not record.skipped, file
         assert len(record.commit) == 40, file
         assert {item.problem for item in record.layers} <= set(record.results), file
+
+
+def test_every_committed_benchmark_of_kernels_is_whole(root: Path) -> None:
+    files = sorted((root / "bench" / "results").glob("*/kernels*.json"))
+    assert len(files) >= 2
+    for file in files:
+        record = read_kernels(file)
+        assert not record.skipped, file
+        assert len(record.commit) == 40, file
+        assert all(row.error is None and row.tuned for row in record.rows), file
+        assert all(row.alternatives for row in record.rows), file
 
 
 def test_the_bundled_cache_is_read_without_a_warning(
@@ -203,4 +215,5 @@ def test_the_bundled_cache_is_read_without_a_warning(
     fingerprint = from_plain(Fingerprint, json.loads(file.read_text())["fingerprint"])
     cache = TuningCache(tmp_path, fingerprint)
     assert len(cache.bundled_entries()) >= 480
+    assert len(cache.bundled_kernels()) >= 418
     assert not caplog.records

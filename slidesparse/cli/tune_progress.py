@@ -32,6 +32,10 @@ class TuneProgress(ProgressLine, TuneListener):
         """Show the problem in hand."""
         self.say(f"{problem}: {configs} configurations")
 
+    def overlapping(self, done: int, total: int) -> None:
+        """Show how far the second pass is."""
+        self.say(f"winners against their overlapped launch {done}/{total}")
+
     def finished(self, problem: KernelProblem, tuned: Tuned | None, reason: str) -> None:
         """Count the problem; say why if it was skipped."""
         self.advance()
