@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
+import sys
 from typing import Any
 
 import click
@@ -96,4 +98,12 @@ def cli(verbose: int) -> None:
 
 def main() -> None:
     """Entry point of the console script."""
-    cli(prog_name="slidesparse")
+    try:
+        cli(prog_name="slidesparse")
+    except SystemExit as end:
+        if end.code == EXIT_INTERRUPTED:
+            # A thread that is still inside a library would abort Python's own way of ending.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(EXIT_INTERRUPTED)
+        raise
