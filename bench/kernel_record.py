@@ -25,12 +25,12 @@ from pydantic import (
 from slidesparse import __version__
 from slidesparse.bench.result_file import (
     FileKind,
-    now,
     read_data,
     source_commit,
     write_data,
     write_rows,
 )
+from slidesparse.candidate import timestamp
 from slidesparse.devices import Fingerprint
 from slidesparse.errors import UsageError
 from slidesparse.kernel_problem import KernelProblem
@@ -210,7 +210,7 @@ class KernelRecord:
 
     def stamped(self) -> KernelRecord:
         """The record with commit and time of now."""
-        return replace(self, commit=source_commit(), created=now())
+        return replace(self, commit=source_commit(), created=timestamp())
 
     @property
     def names(self) -> tuple[str, ...]:

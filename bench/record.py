@@ -13,14 +13,13 @@ from typing import Any
 from slidesparse import __version__
 from slidesparse.bench.result_file import (
     FileKind,
-    now,
     read_data,
     source_commit,
     write_data,
     write_rows,
 )
 from slidesparse.bench.workload import LayerProblem
-from slidesparse.candidate import ProblemResult, Provenance
+from slidesparse.candidate import ProblemResult, Provenance, timestamp
 from slidesparse.devices import Fingerprint
 from slidesparse.errors import UsageError
 from slidesparse.models import LinearLayer
@@ -87,7 +86,7 @@ class SearchRecord:
 
     def stamped(self) -> SearchRecord:
         """The record with commit and time of now."""
-        return replace(self, commit=source_commit(), created=now())
+        return replace(self, commit=source_commit(), created=timestamp())
 
 
 def write_json(record: SearchRecord, path: Path) -> None:

@@ -15,8 +15,8 @@ from slidesparse.kernels.launch import (
     FLOATS,
     Scaled,
     check_output,
+    check_residual,
     check_rows,
-    check_shape,
     config_for,
     launch,
     needs_wide,
@@ -113,8 +113,7 @@ def _run(a: torch.Tensor, scaled: Scaled, out: torch.Tensor, residual: torch.Ten
     if out.dtype not in FLOATS:
         raise KernelError(f"out is {out.dtype}; use bfloat16, float16 or float32")
     if residual is not None:
-        check_rows(residual, "residual", FLOATS)
-        check_shape(residual, "residual", (a.shape[0], a.shape[1]), a)
+        check_residual(residual, a)
     if a.shape[0] == 0:
         return
     if not runs_triton(a):

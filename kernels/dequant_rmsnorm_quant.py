@@ -12,11 +12,10 @@ from slidesparse.kernel_problem import Op
 from slidesparse.kernels import reference
 from slidesparse.kernels.launch import (
     ACCUMULATORS,
-    FLOATS,
     Scaled,
     check_out_dtype,
+    check_residual,
     check_rows,
-    check_shape,
     config_for,
     empty_quantised,
     fill,
@@ -43,8 +42,7 @@ def _run(
     scaled.check(a)
     check_norm_operands(a, weight, q, scale_out, pattern, hidden)
     if residual is not None:
-        check_rows(residual, "residual", FLOATS)
-        check_shape(residual, "residual", (a.shape[0], a.shape[1]), a)
+        check_residual(residual, a)
     if a.shape[0] == 0:
         return
     if not runs_triton(a):

@@ -7,22 +7,21 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-import triton
 
-from slidesparse.devices import FP8_SM, spell_sm
+from slidesparse.devices import FP8_SM, OVERLAP_SM, spell_sm
 from slidesparse.errors import DeviceError, KernelError
 from slidesparse.kernel_problem import Op
+from slidesparse.kernels import row
 from slidesparse.kernels.config import Config, chosen
 from slidesparse.pattern import Pattern
 from slidesparse.problem import INT32_MAX, bucket_m
 from slidesparse.tensors import DTYPES
 
-OVERLAP_CAPABILITY = (9, 0)
 FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 ACCUMULATORS = (torch.int32, *FLOATS)
 QUANTISED = (torch.float8_e4m3fn, torch.int8)
 
-INTERPRETED: bool = bool(triton.knobs.runtime.interpret)
+INTERPRETED: bool = row.INTERPRETED.value
 
 
 def runs_triton(x: torch.Tensor) -> bool:
@@ -136,6 +135,12 @@ def check_shape(x: torch.Tensor, name: str, shape: tuple[int, int], like: torch.
         raise KernelError(f"{name} is on {x.device} and the rows are on {like.device}")
 
 
+def check_residual(residual: torch.Tensor, like: torch.Tensor) -> None:
+    """Refuse a residual that does not fit the rows `like` [M, K]; raises as what it calls."""
+    check_rows(residual, "residual", FLOATS)
+    check_shape(residual, "residual", (like.shape[0], like.shape[1]), like)
+
+
 def check_output(out: torch.Tensor, name: str, shape: tuple[int, int], like: torch.Tensor) -> None:
     """Refuse a given output of another shape or device, or one whose rows overlap.
 
@@ -193,8 +198,7 @@ def check_quantised(dtype: torch.dtype, x: torch.Tensor) -> None:
     if dtype not in QUANTISED:
         raise KernelError(f"cannot quantise to {dtype}; use torch.float8_e4m3fn or torch.int8")
     if dtype is torch.float8_e4m3fn and x.is_cuda:
-        major, minor = _capability(x.device.index)
-        sm = 10 * major + minor
+        sm = _sm(x)
         if sm < FP8_SM:
             raise DeviceError(
                 f"FP8 needs {spell_sm(FP8_SM)} and {x.device} is {spell_sm(sm)}; use torch.int8"
@@ -246,7 +250,7 @@ def launch(
     if config.registers:
         options["maxnreg"] = config.registers
     if x.is_cuda:
-        overlap = config.overlap and _capability(x.device.index) >= OVERLAP_CAPABILITY
+        overlap = config.overlap and _sm(x) >= OVERLAP_SM
         if overlap:
             options["launch_pdl"] = True
         if x.device.index != torch.cuda.current_device():
@@ -276,6 +280,12 @@ def programs(x: torch.Tensor, config: Config) -> int:
 def loops(config: Config) -> bool:
     """Whether a program may have more than one row."""
     return config.per_sm > 0 or config.rows > 1
+
+
+def _sm(x: torch.Tensor) -> int:
+    """The compute capability of the GPU that holds `x`, 90 for 9.0."""
+    major, minor = _capability(x.device.index)
+    return 10 * major + minor
 
 
 @lru_cache(maxsize=64)

@@ -20,9 +20,9 @@ from slidesparse.kernels.launch import (
     check_output,
     check_q,
     check_quantised,
+    check_residual,
     check_rows,
     check_scale_out,
-    check_shape,
     check_vector,
     config_for,
     empty_quantised,
@@ -241,8 +241,7 @@ def _run(
     pattern = pattern_of(block)
     check_rows(x, "x", FLOATS)
     if residual is not None:
-        check_rows(residual, "residual", FLOATS)
-        check_shape(residual, "residual", (x.shape[0], x.shape[1]), x)
+        check_residual(residual, x)
         if residual.dtype is not x.dtype:
             raise KernelError(
                 f"residual is {residual.dtype} and x is {x.dtype}; give both one dtype"

@@ -11,6 +11,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from slidesparse.kernels import reference
+
 INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 """Whether Triton's interpreter runs the kernels: it truncates where the hardware rounds."""
 
@@ -20,10 +22,10 @@ ROUND_SHIFTER = tl.constexpr(12582912.0)
 FP8_TOP = tl.constexpr(448.0)
 INT8_TOP = tl.constexpr(127.0)
 
-FP8_SMALLEST_SCALE = tl.constexpr(1.0 / (448.0 * 512.0))
+FP8_SMALLEST_SCALE = tl.constexpr(reference.FP8_SMALLEST_SCALE)
 """The bound that vLLM sets too: a row without values of note keeps a scale that divides well."""
 
-INT8_SMALLEST_SCALE = tl.constexpr(2.0**-126)
+INT8_SMALLEST_SCALE = tl.constexpr(reference.INT8_SMALLEST_SCALE)
 """The smallest normal float32: its inverse is finite."""
 
 

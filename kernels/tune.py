@@ -6,12 +6,11 @@ import secrets
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timezone
 from typing import Any
 
 from slidesparse.cache import TuningCache
-from slidesparse.candidate import Candidate, Failure, Measurement, Provenance
-from slidesparse.devices import Device
+from slidesparse.candidate import Candidate, Failure, Measurement, Provenance, timestamp
+from slidesparse.devices import OVERLAP_SM, Device
 from slidesparse.errors import CandidateError
 from slidesparse.kernel_problem import KernelProblem, KernelResult
 from slidesparse.kernels.config import Config, candidates, default_config
@@ -30,9 +29,6 @@ ROUNDS = 9
 
 AHEAD_SHARE = 0.5
 """Of the time that a budget leaves; what is not compiled ahead by then the worker compiles."""
-
-OVERLAP_SM = 90
-"""Compute capability from which launches can overlap."""
 
 OVERLAP_M = 4096
 """Above it a launch is under one percent of a kernel's time, and overlap changes nothing."""
@@ -210,7 +206,7 @@ class Tuner:
             tried=len(configs),
             seed=self.outcome.seed,
             seconds=round(time.monotonic() - start, 3),
-            tuned_at=_now(),
+            tuned_at=timestamp(),
         )
 
     def _overlap(self, deadline: float | None, listener: TuneListener) -> None:
@@ -299,7 +295,7 @@ class Tuner:
             ranked=ranked,
             default=None if default is None else times.get(default),
             seed=self.outcome.seed,
-            tuned_at=_now(),
+            tuned_at=timestamp(),
         )
 
     def _screen(self, problem: KernelProblem, candidate: Candidate) -> Measurement | Failure:
@@ -364,10 +360,6 @@ def _readable(result: KernelResult) -> bool:
     except CandidateError:
         return False
     return True
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def _median(measurement: Measurement) -> float:

@@ -12,10 +12,9 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
 from typing import Any
 
-from slidesparse.candidate import Candidate, Failure, Measurement, ProblemResult
+from slidesparse.candidate import Candidate, Failure, Measurement, ProblemResult, timestamp
 from slidesparse.errors import SlideSparseError
 from slidesparse.problem import GemmProblem
 from slidesparse.search.backend import Effort
@@ -437,5 +436,5 @@ class ProblemSearch:
             effort=self._effort.value,
             seed=self._seed,
             seconds=round(time.monotonic() - self._started, 3),
-            searched_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            searched_at=timestamp(),
         )

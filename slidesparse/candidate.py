@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from enum import Enum
 
 from slidesparse.problem import GemmProblem
@@ -23,6 +24,11 @@ class Provenance(str, Enum):
     def __str__(self) -> str:
         """The word as tables print it."""
         return self.value
+
+
+def timestamp() -> str:
+    """The time in UTC as results and result files give it, ISO 8601."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 @dataclass(frozen=True)

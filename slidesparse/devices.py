@@ -23,6 +23,9 @@ Fingerprint, so that raising it makes all older entries stale."""
 FP8_SM = 89
 """The first compute capability with FP8 tensor cores and conversions, 8.9 as one integer."""
 
+OVERLAP_SM = 90
+"""Compute capability from which a launch can overlap the end of the kernel before it."""
+
 _SPELLING = re.compile(r"(auto|cpu|cuda)(?::(\d{1,4}))?")
 _MIB = 2**20
 

@@ -6,6 +6,7 @@ import importlib
 import logging
 import os
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -24,6 +25,23 @@ COMMANDS = {
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
+
+
+def end_run(interrupted: bool, found: object, skipped: Mapping[Any, str], done: str) -> None:
+    """Exit with 130 if a run was interrupted, 1 if nothing was found.
+
+    Args:
+        interrupted: whether it was stopped by hand.
+        found: its results; none if empty.
+        skipped: what has no result, with the reason.
+        done: what was to be done, in the past: "found".
+    """
+    if interrupted:
+        click.echo("interrupted; finished work is kept, the same command resumes", err=True)
+        raise SystemExit(EXIT_INTERRUPTED)
+    if not found:
+        problem, reason = next(iter(skipped.items()))
+        raise click.ClickException(f"nothing was {done}; for example {problem}: {reason}")
 
 
 class FailedRun(click.ClickException):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from slidesparse.cli.main import EXIT_INTERRUPTED
+from slidesparse.cli.main import end_run
 from slidesparse.cli.options import (
     DTypeName,
     PatternList,
@@ -16,7 +16,7 @@ from slidesparse.cli.options import (
     TokenCounts,
     check_outputs,
 )
-from slidesparse.cli.target import select_devices
+from slidesparse.cli.target import refuse_fp8, select_devices
 from slidesparse.errors import CacheError, UsageError
 from slidesparse.pattern import Pattern, parse_patterns
 from slidesparse.problem import SEARCH_M, DType, GemmProblem, default_output, default_scales
@@ -24,7 +24,6 @@ from slidesparse.problem import SEARCH_M, DType, GemmProblem, default_output, de
 if TYPE_CHECKING:
     from slidesparse.bench.record import SearchRecord
     from slidesparse.bench.workload import LayerProblem
-    from slidesparse.devices import Device
     from slidesparse.models import ModelSpec
     from slidesparse.search.driver import Outcome, Search, SearchOptions
 
@@ -110,7 +109,7 @@ def command(
     fingerprint = detect(devices[0])
     on_gpu = devices[0].is_gpu
     defaults = parse_patterns(GPU_PATTERNS if on_gpu else CPU_PATTERNS)
-    _refuse_fp8(template, devices[0])
+    refuse_fp8(template.dtype, devices[0], fingerprint.sm, "this search")
     items = layer_problems(
         spec,
         tp,
@@ -151,7 +150,7 @@ def command(
             soft_wrap=True,
             markup=False,
         )
-    _finish(outcome)
+    end_run(outcome.interrupted, outcome.found, outcome.skipped, "found")
 
 
 def _template(dtype: DType, out_dtype: str | None, scales: str | None) -> GemmProblem:
@@ -172,15 +171,6 @@ def _backends(text: str | None) -> tuple[str, ...] | None:
     for name in names:
         load_backend(name)
     return names
-
-
-def _refuse_fp8(template: GemmProblem, device: Device) -> None:
-    """Say once, before anything runs, that this GPU has no FP8."""
-    from slidesparse.search.nvidia import fp8_refusal
-
-    reason = fp8_refusal(template, device) if device.is_gpu else None
-    if reason is not None:
-        raise UsageError(f"{device} cannot run this search: {reason}")
 
 
 def _run(search: Search, quiet: bool) -> Outcome:
@@ -260,13 +250,3 @@ def _write(record: SearchRecord, json_path: Path | None, csv_path: Path | None) 
         write_json(record, json_path)
     if csv_path is not None:
         write_csv(record, csv_path)
-
-
-def _finish(outcome: Outcome) -> None:
-    """Exit with 130 if interrupted, 1 if nothing was found."""
-    if outcome.interrupted:
-        click.echo("interrupted; finished work is kept, the same command resumes", err=True)
-        raise SystemExit(EXIT_INTERRUPTED)
-    if not outcome.found:
-        problem, reason = next(iter(outcome.skipped.items()))
-        raise click.ClickException(f"nothing was found; for example {problem}: {reason}")

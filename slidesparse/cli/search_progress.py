@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from slidesparse.cli.progress import ProgressLine
 from slidesparse.devices import Device
 from slidesparse.problem import GemmProblem
 from slidesparse.search.driver import Found, Listener
 from slidesparse.search.strategy import Tick
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 class ProgressListener(ProgressLine, Listener):
@@ -21,10 +16,6 @@ class ProgressListener(ProgressLine, Listener):
         total: problems.
         console: standard error.
     """
-
-    def __init__(self, total: int, console: Console) -> None:
-        """Make the bar; it shows inside `with`."""
-        ProgressLine.__init__(self, total, console)
 
     def started(self, problem: GemmProblem, device: Device) -> None:
         """Show the problem in hand."""

@@ -59,13 +59,14 @@ def require_triton() -> None:
         ) from error
 
 
-def refuse_fp8(dtype: DType, device: Device, sm: int) -> None:
+def refuse_fp8(dtype: DType, device: Device, sm: int, what: str = "these kernels") -> None:
     """Say once, before anything runs, that this GPU has no FP8.
 
     Args:
         dtype: of the quantised operands.
         device: that was named; a CPU has references for everything.
         sm: its compute capability, 90 for 9.0.
+        what: cannot run there, for the message.
 
     Raises:
         UsageError: FP8 was asked of a GPU without it.
@@ -74,7 +75,7 @@ def refuse_fp8(dtype: DType, device: Device, sm: int) -> None:
 
     reason = lacks_fp8(sm) if device.is_gpu and dtype is DType.FP8 else None
     if reason is not None:
-        raise UsageError(f"{device} cannot run these kernels: {reason}")
+        raise UsageError(f"{device} cannot run {what}: {reason}")
 
 
 def select_devices(device_name: str, gpus: str | None) -> list[Device]:

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING
 
 import click
 
-from slidesparse.cli.main import EXIT_INTERRUPTED
+from slidesparse.cli.main import end_run
 from slidesparse.cli.options import DTypeName, OpList, PatternList, Seconds, TokenCounts
 from slidesparse.cli.target import open_cache, refuse_fp8, require_triton, target_options
 from slidesparse.errors import CacheError, UsageError
 from slidesparse.kernel_problem import KernelProblem, Op
-from slidesparse.pattern import Pattern, parse_patterns
+from slidesparse.pattern import Pattern
 from slidesparse.problem import DType
 
 if TYPE_CHECKING:
     from slidesparse.cache import TuningCache
     from slidesparse.devices import Device
-    from slidesparse.kernels.tune import TuneOptions, TuneOutcome
+    from slidesparse.kernels.tune import TuneOptions
 
 PATTERNS = "dense,2:4,4:6,6:8,8:10"
 
@@ -35,7 +35,12 @@ PATTERNS = "dense,2:4,4:6,6:8,8:10"
     "--dtype", type=DTypeName(), default="fp8", show_default=True, help="fp8 (E4M3) or int8."
 )
 @click.option("--ops", type=OpList(), help="Comma-separated operations; all unless told.")
-@click.option("--m", "tokens", type=TokenCounts(), help="Token counts. [16,64,256,1024,4096,16384]")
+@click.option(
+    "--m",
+    "tokens",
+    type=TokenCounts(),
+    help="Token counts. [16,64,256,1024,4096,16384; 65536 where that passes 2^31 elements]",
+)
 @click.option(
     "--patterns", type=PatternList(), default=PATTERNS, show_default=True, help="Lifts to tune."
 )
@@ -61,7 +66,7 @@ def command(
     dtype: DType,
     ops: tuple[Op, ...] | None,
     tokens: tuple[int, ...] | None,
-    patterns: tuple[Pattern, ...] | str,
+    patterns: tuple[Pattern, ...],
     tp: int,
     device: str,
     cache_dir: Path | None,
@@ -78,7 +83,6 @@ def command(
 
     spec = load_model(model)
     spec.linears(tp)
-    wanted = parse_patterns(patterns) if isinstance(patterns, str) else patterns
     selected, cache = open_cache(device, cache_dir)
     refuse_fp8(dtype, selected, cache.fingerprint.sm)
     require_triton()
@@ -88,9 +92,9 @@ def command(
 
     every = ops if ops is not None else tuple(Op)
     if tokens is None:
-        problems = tuned_problems(spec, tp, dtype, wanted, every)
+        problems = tuned_problems(spec, tp, dtype, patterns, every)
     else:
-        problems = model_problems(spec, tp, dtype, wanted, tokens, ops=every)
+        problems = model_problems(spec, tp, dtype, patterns, tokens, ops=every)
     if not problems:
         raise UsageError(f"{spec.name} has no {', '.join(map(str, ops or ()))}; leave out --ops")
     options = TuneOptions(full=effort == "full", fresh=not resume, budget_s=budget, seed=seed)
@@ -184,14 +188,4 @@ def _tune(
             soft_wrap=True,
             markup=False,
         )
-    _finish(outcome)
-
-
-def _finish(outcome: TuneOutcome) -> None:
-    """Exit with 130 if interrupted, 1 if nothing was found."""
-    if outcome.interrupted:
-        click.echo("interrupted; finished work is kept, the same command resumes", err=True)
-        raise SystemExit(EXIT_INTERRUPTED)
-    if not outcome.found:
-        problem, reason = next(iter(outcome.skipped.items()))
-        raise click.ClickException(f"nothing was tuned; for example {problem}: {reason}")
+    end_run(outcome.interrupted, outcome.found, outcome.skipped, "tuned")

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from slidesparse.cli.progress import ProgressLine
 from slidesparse.kernel_problem import KernelProblem
 from slidesparse.kernels.tune import Tuned, TuneListener
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 class TuneProgress(ProgressLine, TuneListener):
@@ -19,10 +14,6 @@ class TuneProgress(ProgressLine, TuneListener):
         total: problems.
         console: standard error.
     """
-
-    def __init__(self, total: int, console: Console) -> None:
-        """Make the bar; it shows inside `with`."""
-        ProgressLine.__init__(self, total, console)
 
     def compiling(self, done: int, total: int) -> None:
         """Show how many kernels are compiled."""
