@@ -12,6 +12,7 @@ BUILT_IN = {
     "cublaslt": "slidesparse.search.cublaslt:CublasLt",
     "cusparselt": "slidesparse.search.cusparselt:CusparseLt",
     "torch": "slidesparse.search.torch_dense:TorchDense",
+    "native": "slidesparse.search.native:NativeSparse",
     "torchao": "slidesparse.search.torchao_sparse:TorchaoSparse",
     "cpu": "slidesparse.search.cpu:CpuReference",
     "cpu-slid": "slidesparse.search.cpu:CpuSlid",
