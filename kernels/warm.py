@@ -11,9 +11,11 @@ from concurrent.futures import TimeoutError as FuturesTimeout
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from queue import SimpleQueue
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+from slidesparse.candidate import ProblemResult
 from slidesparse.devices import Device
+from slidesparse.errors import CandidateError
 from slidesparse.kernel_problem import KernelProblem
 from slidesparse.kernels.config import Config, chosen
 from slidesparse.kernels.workload import launched_problems
@@ -26,6 +28,9 @@ from slidesparse.worker import (
     first_line,
     is_device_fault,
 )
+
+if TYPE_CHECKING:
+    from slidesparse.kernels.native.source import Variant
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +64,10 @@ MIB_PER_PROCESS = 1024
 
 JOBS_PER_PROCESS = 4
 """Starting a process with torch takes as long as compiling this many kernels."""
+
+NATIVE = "native"
+"""The search's backend whose candidates are configurations of kernels/native."""
+
 
 
 def warm(problems: Sequence[KernelProblem], device: Device) -> int:
@@ -168,6 +177,33 @@ def compile_parallel(
         for worker in workers:
             worker.stop()
     return failed
+
+
+def native_variants(results: Iterable[ProblemResult]) -> list[Variant]:
+    """What launches of the native GEMM take, distinct codes only, in the order of the results.
+
+    Args:
+        results: of searches. Of each counts the fastest native candidate, which is what runs where
+            sparse is planned and no other sparse backend is faster; one that cannot run any more is
+            warned of and left out.
+    """
+    from slidesparse.kernels.native.config import NativeConfig
+    from slidesparse.kernels.native.gemm import variant_of
+
+    found: dict[Variant, None] = {}
+    for result in results:
+        candidates = (measured.candidate for measured in result.ranked)
+        best = next((candidate for candidate in candidates if candidate.backend == NATIVE), None)
+        if best is None:
+            continue
+        problem = result.problem
+        try:
+            config = NativeConfig.from_params(best.params)
+        except CandidateError as error:
+            log.warning("the native GEMM of %s is not compiled: %s", problem.key, error)
+            continue
+        found[variant_of(config, problem.k_run, problem.dtype, problem.out)] = None
+    return list(found)
 
 
 class Compiler:

@@ -1,7 +1,13 @@
 """Write the figures of README.md and docs/ from the committed result files.
 
 Each block between <!-- table: NAME --> and <!-- end table --> is replaced. With --check nothing is
-written and the exit code is 1 if a block is not what the result files say.
+written and the exit code is 1 if a block is not what the result files say. A block whose result
+file is missing is an error.
+
+NAME is of a result file. Its beginning says what is made of it: "output-" what the search printed,
+"kernels" the kernels around the GEMM, "native_" how the native GEMM did against dense and against
+the other sparse backends (and, ending in "_decode", the bandwidth it reached); all else the totals
+of a search. "efforts" is made of all effort-*.json.
 """
 
 from __future__ import annotations
@@ -11,11 +17,14 @@ import io
 import json
 import re
 import sys
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from slidesparse.bench.kernel_record import KernelRecord, Row
 from slidesparse.bench.kernel_record import read_json as read_kernels
 from slidesparse.bench.record import SearchRecord, read_json
+from slidesparse.candidate import Measurement, ProblemResult
 from slidesparse.cli.bench_table import verdict
 from slidesparse.cli.search_table import (
     dense_total,
@@ -24,11 +33,16 @@ from slidesparse.cli.search_table import (
     print_record,
     totals,
 )
+from slidesparse.errors import UsageError
+from slidesparse.models import LinearLayer
+from slidesparse.pattern import Pattern
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "docs/search.md", "docs/kernels.md")
+PAGES = ("README.md", "docs/search.md", "docs/kernels.md", "docs/native_kernel.md")
 RESULTS = ROOT / "bench" / "results" / "nvidia-h200"
 BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end table -->)", re.DOTALL)
+NATIVE = "native"
+"""The backend that the blocks "native_..." are about."""
 
 
 def totals_table(record: SearchRecord) -> str:
@@ -63,6 +77,127 @@ def source_line(record: SearchRecord) -> str:
         f"problems searched at {record.settings['effort']} effort in {record.seconds:.0f} s on "
         f"{record.created[:10]} (commit {record.commit[:12]})."
     )
+
+
+def native_tables(record: SearchRecord, decode: bool) -> str:
+    """What the native GEMM is worth: against dense, against other sparse backends, in GB/s.
+
+    Args:
+        record: of a search whose GEMMs apply both scales.
+        decode: whether few tokens were searched, where the bandwidth is what counts.
+    """
+    parts = [fused_table(record), rivals_table(record), bandwidth_table(record) if decode else ""]
+    made = "\n\n".join(part for part in parts if part)
+    return f"{made}\n\nScales {record.layers[0].problem.scales}: {source_line(record)}"
+
+
+def fused_table(record: SearchRecord) -> str:
+    """One row per M: best dense over best sparse, and how many linears each backend is best in."""
+    lines = _native_head(record, "| M | best dense, ms |", "| ---: | ---: |")
+    for tokens in _tokens(record):
+        cells = []
+        for pattern in patterns_of(record):
+            both = totals(record, tokens, pattern)
+            fastest = [(layer, _fastest(r)) for layer, r in _results(record, tokens, pattern)]
+            if not fastest or any(best is None for _, best in fastest):
+                cells.append("-")
+                continue
+            sparse = sum(layer.count * best.median_us for layer, best in fastest if best) / 1e3
+            won = Counter(best.candidate.backend for _, best in fastest if best)
+            gain = f"{both[0] / both[1]:.2f}" if both else f"{sparse:.2f} ms"
+            cells.append(", ".join([gain, *(f"{name} {n}" for name, n in won.most_common())]))
+        dense = dense_total(record, tokens)
+        dense_ms = "-" if dense is None else f"{dense / 1e3:.2f}"
+        lines.append(f"| {tokens} | {dense_ms} | {' | '.join(cells)} |")
+    legend = (
+        "Best dense over best sparse, of one race on the same pruned weights (milliseconds of the "
+        "best sparse where nothing dense applies these scales); then, in how many linears which "
+        "sparse backend is the fastest. The column of dense times is on full weights."
+    )
+    return "\n".join([*lines, "", legend])
+
+
+def rivals_table(record: SearchRecord) -> str:
+    """One row per M: native's time over the fastest other sparse backend's; "" without others."""
+    lines = _native_head(record, "| M |", "| ---: |")
+    met = False
+    for tokens in _tokens(record):
+        cells = []
+        for pattern in patterns_of(record):
+            ours = theirs = 0.0
+            names: dict[str, None] = {}
+            results = list(_results(record, tokens, pattern))
+            pairs = [(layer, _fastest(r, True), _fastest(r, False)) for layer, r in results]
+            both = [(layer, own, other) for layer, own, other in pairs if own and other]
+            for layer, own, other in both:
+                ours += layer.count * own.median_us
+                theirs += layer.count * other.median_us
+                names[other.candidate.backend] = None
+            some = f", {len(both)} of {len(pairs)} linears" if len(both) < len(pairs) else ""
+            cells.append(f"{ours / theirs:.2f} ({', '.join(names)}{some})" if both else "-")
+            met = met or bool(both)
+        lines.append(f"| {tokens} | {' | '.join(cells)} |")
+    legend = (
+        "Native's time over that of the fastest other sparse backend in the same races, linears "
+        "weighted by their count: below 1, native is faster."
+    )
+    return "\n".join([*lines, "", legend]) if met else ""
+
+
+def bandwidth_table(record: SearchRecord) -> str:
+    """One row per linear and M: native's time, and its rate on the bytes that it has to move."""
+    from slidesparse.kernels.native.weight import BLOCK, BLOCK_BYTES, SLAB
+
+    density = BLOCK_BYTES / (SLAB * BLOCK)
+    lines = _native_head(record, "| linear | N | K | M |", "| --- | ---: | ---: | ---: |")
+    cells: dict[tuple[LinearLayer, int], dict[Pattern, str]] = {}
+    for item in record.layers:
+        held, problem = record.results.get(item.problem), item.problem
+        best = _fastest(held[0], True) if held is not None else None
+        row = cells.setdefault((item.layer, item.tokens), {})
+        if best is not None:
+            weight, k = density * problem.n * problem.k_run, problem.k_run
+            moved = weight + problem.m * (k + problem.out.bytes * problem.n)
+            row[problem.pattern] = f"{best.median_us:.1f} us, {moved / best.median_us / 1e3:,.0f}"
+    for (layer, tokens), row in cells.items():
+        head = f"{layer.name} | {layer.n} | {layer.k} | {tokens}"
+        listed = " | ".join(row.get(pattern, "-") for pattern in patterns_of(record))
+        lines.append(f"| {head} | {listed} |")
+    legend = (
+        "Native's time, and the GB/s (1e9 bytes) of what it has to move, from memory and to it: "
+        f"{density} N K' of packed weight, M K' of tokens, "
+        f"{record.layers[0].problem.out.bytes} M N of output."
+    )
+    return "\n".join([*lines, "", legend])
+
+
+def _native_head(record: SearchRecord, head: str, rule: str) -> list[str]:
+    """The first two lines of a table with a column per pattern."""
+    patterns = [f"{pattern} (bound {float(pattern.bound):.2f})" for pattern in patterns_of(record)]
+    return [f"{head} {' | '.join(patterns)} |", rule + " ---: |" * len(patterns)]
+
+
+def _tokens(record: SearchRecord) -> list[int]:
+    return list(dict.fromkeys(item.tokens for item in record.layers))
+
+
+def _results(
+    record: SearchRecord, tokens: int, pattern: Pattern
+) -> Iterator[tuple[LinearLayer, ProblemResult | None]]:
+    """Every linear at one M and pattern, with its result if it has one."""
+    for item in record.layers:
+        if item.tokens == tokens and item.problem.pattern == pattern:
+            held = record.results.get(item.problem)
+            yield item.layer, held[0] if held is not None else None
+
+
+def _fastest(result: ProblemResult | None, native: bool | None = None) -> Measurement | None:
+    """The fastest sparse measurement of a race: of all, the native ones, or the others."""
+    for measured in result.ranked if result is not None else ():
+        candidate = measured.candidate
+        if candidate.sparse and native in (None, candidate.backend == NATIVE):
+            return measured
+    return None
 
 
 def output(record: SearchRecord) -> str:
@@ -130,7 +265,11 @@ def _kernel_cell(record: KernelRecord, row: Row) -> str:
 
 
 def render(text: str) -> str:
-    """A page with every block made anew."""
+    """A page with every block made anew.
+
+    Raises:
+        UsageError: a result file is missing or damaged; names it.
+    """
 
     def block(match: re.Match[str]) -> str:
         name = match[2]
@@ -138,6 +277,9 @@ def render(text: str) -> str:
             made = "\n".join(map(efforts_line, sorted(RESULTS.glob("effort-*.json"))))
         elif name.startswith("kernels"):
             made = kernels_table(read_kernels(RESULTS / f"{name}.json"))
+        elif name.startswith("native_"):
+            record = read_json(RESULTS / f"{name}.json")
+            made = native_tables(record, decode=name.endswith("_decode"))
         elif name.startswith("output-"):
             made = output(read_json(RESULTS / f"{name.removeprefix('output-')}.json"))
         else:
@@ -156,7 +298,11 @@ def main() -> int:
     for page in PAGES:
         path = ROOT / page
         text = path.read_text(encoding="utf-8")
-        made = render(text)
+        try:
+            made = render(text)
+        except UsageError as error:
+            print(f"{page}: {error}", file=sys.stderr)
+            return 1
         if made == text:
             continue
         stale = True

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from slidesparse.candidate import Candidate
@@ -21,10 +17,8 @@ if TYPE_CHECKING:
     from slidesparse.search.operands import Operands
 
 SM = 90
-COUNTS = {Effort.QUICK: 4, Effort.NORMAL: 12, Effort.FULL: 200}
+COUNTS = {Effort.QUICK: 4, Effort.NORMAL: 14, Effort.FULL: 200}
 """Configurations that are tried, of those the model ranks; variations of the best come on top."""
-
-MOST_THREADS = 16
 
 
 class NativeSparse(Backend):
@@ -115,28 +109,15 @@ class NativeSparse(Backend):
         return made
 
     def _compile(self, problem: GemmProblem, configs: list[NativeConfig]) -> None:
-        """Compile side by side what screening would compile one after another."""
-        from slidesparse.kernels.native.gemm import stages_of
-        from slidesparse.kernels.native.program import compile_variant
-        from slidesparse.kernels.native.source import Variant
+        """Compile side by side what screening would compile one after another.
 
-        variants = {
-            Variant(
-                replace(config, group=1, along_x=False),
-                problem.dtype,
-                problem.out,
-                stages_of(config, problem.k_run)[1],
-            )
-            for config in configs
-        }
-        threads = min(MOST_THREADS, len(os.sched_getaffinity(0)), len(variants))
+        What does not compile is met again by `prepare`, which files it against the candidate.
+        """
+        from slidesparse.kernels.native.gemm import variant_of
+        from slidesparse.kernels.native.program import compile_variants
 
-        def attempt(variant: Variant) -> None:
-            with suppress(CandidateError):  # `prepare` meets it again and files it.
-                compile_variant(variant)
-
-        with ThreadPoolExecutor(max(1, threads)) as pool:
-            list(pool.map(attempt, variants))
+        k, dtype, out = problem.k_run, problem.dtype, problem.out
+        compile_variants(variant_of(config, k, dtype, out) for config in configs)
 
     def _sms(self) -> int:
         import torch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -20,9 +21,10 @@ from slidesparse.bench.workload import LayerProblem
 from slidesparse.cache import TuningCache
 from slidesparse.candidate import Candidate, Measurement, ProblemResult, Provenance
 from slidesparse.devices import Fingerprint
+from slidesparse.errors import UsageError
 from slidesparse.models import LinearLayer
 from slidesparse.pattern import Pattern
-from slidesparse.problem import DType, GemmProblem
+from slidesparse.problem import DType, GemmProblem, Scales
 from slidesparse.serialize import from_plain
 
 README = """# Title
@@ -176,6 +178,139 @@ def test_kernels_become_a_line_each(script: ModuleType, tmp_path: Path) -> None:
     )
 
 
+NativeTimes = dict[tuple[str, int, str], dict[str, float]]
+"""Microseconds of each backend in the races, by layer, M and pattern."""
+
+NATIVE_FP8: NativeTimes = {
+    ("o", 16, "2:4"): {"torch": 9.0, "native": 4.0, "torchao": 5.0},
+    ("o", 16, "6:8"): {"torch": 9.0, "native": 6.0},
+    ("down", 16, "2:4"): {"torch": 10.0, "torchao": 7.0, "native": 8.0},
+    ("down", 16, "6:8"): {"torch": 10.0, "native": 12.0, "torchao": 16.0},
+    ("o", 64, "2:4"): {"torch": 9.0, "native": 4.5},
+    ("down", 64, "2:4"): {"torch": 12.0, "native": 6.0},
+    ("o", 64, "6:8"): {"torch": 9.0, "native": 4.5},
+}
+"""6:8 at M=64 lacks the second layer."""
+
+
+def native_record(times: NativeTimes, dtype: DType = DType.FP8) -> SearchRecord:
+    """Two layers (x2 and x3) in bf16 with both scales, two M, two patterns."""
+    layers = {"o": LinearLayer("o", 64, 64, 2), "down": LinearLayer("down", 64, 128, 3)}
+    items, results = [], {}
+    for layer in layers.values():
+        for m in (16, 64):
+            dense = GemmProblem(m, layer.n, layer.k, dtype, DType.BF16, Scales.ROWCOL)
+            items.append(LayerProblem(layer, m, dense))
+            if any("torch" in race for race in times.values()):
+                best = replace(measured(1000.0, False), candidate=Candidate("torch"))
+                results[dense] = (ProblemResult(dense, (best,)), Provenance.MEASURED)
+            for text in ("2:4", "6:8"):
+                sparse = replace(dense, pattern=Pattern.parse(text))
+                items.append(LayerProblem(layer, m, sparse))
+                race = times.get((layer.name, m, text))
+                if race is None:
+                    continue
+                ranked = sorted(
+                    (
+                        replace(measured(us, False), candidate=Candidate(name, {}, name != "torch"))
+                        for name, us in race.items()
+                    ),
+                    key=lambda m: m.median_us,
+                )
+                baseline = next((m for m in ranked if not m.candidate.sparse), None)
+                result = ProblemResult(sparse, tuple(ranked), baseline=baseline)
+                results[sparse] = (result, Provenance.MEASURED)
+    return replace(make_record(), layers=tuple(items), results=results)
+
+
+FUSED = """\
+| M | best dense, ms | 2:4 (bound 2.00) | 6:8 (bound 1.33) |
+| ---: | ---: | ---: | ---: |
+| 16 | 5.00 | 1.66, native 1, torchao 1 | 1.00, native 2 |
+| 64 | 5.00 | 2.00, native 2 | - |
+
+Best dense over best sparse, of one race on the same pruned weights (milliseconds of the best \
+sparse where nothing dense applies these scales); then, in how many linears which sparse backend \
+is the fastest. The column of dense times is on full weights.
+"""
+# 2:4 at M=16: (2 * 4 + 3 * 8) / (2 * 5 + 3 * 7). In 6:8 torchao was measured for down only.
+RIVALS = """\
+| M | 2:4 (bound 2.00) | 6:8 (bound 1.33) |
+| ---: | ---: | ---: |
+| 16 | 1.03 (torchao) | 0.75 (torchao, 1 of 2 linears) |
+| 64 | - | - |
+
+Native's time over that of the fastest other sparse backend in the same races, linears weighted \
+by their count: below 1, native is faster.
+"""
+# o, 2:4, M=16: 0.625 * 64 * 64 + 16 * 64 + 16 * 64 * 2 bytes in 4 ns. 6:8 runs 96 and 192 columns.
+BANDWIDTH = """\
+| linear | N | K | M | 2:4 (bound 2.00) | 6:8 (bound 1.33) |
+| --- | ---: | ---: | ---: | ---: | ---: |
+| o | 64 | 64 | 16 | 0.0 us, 1,408 | 0.0 us, 1,237 |
+| o | 64 | 64 | 64 | 0.0 us, 3,300 | 0.0 us, 4,039 |
+| down | 64 | 128 | 16 | 0.0 us, 1,152 | 0.0 us, 1,067 |
+| down | 64 | 128 | 64 | 0.0 us, 3,584 | - |
+
+Native's time, and the GB/s (1e9 bytes) of what it has to move, from memory and to it: 0.625 N K' \
+of packed weight, M K' of tokens, 2 M N of output.
+"""
+
+
+def source(dtype: str, count: int) -> str:
+    return (
+        f"Scales rowcol: tiny, {dtype} to bf16, GEMM only, NVIDIA H200, cuBLASLt 13.1.0, "
+        f"cuSPARSELt 0.8.1; {count} problems searched at normal effort in 123 s on 2026-03-03 "
+        "(commit 0123456789ab).\n"
+    )
+
+
+def block(name: str, text: str = "") -> str:
+    return f"<!-- table: {name} -->\n{text}<!-- end table -->"
+
+
+def test_native_is_compared_with_dense_and_with_other_sparse_backends(
+    script: ModuleType, tmp_path: Path
+) -> None:
+    write_json(native_record(NATIVE_FP8), tmp_path / "native_tiny_fp8.json")
+    made = f"{FUSED}\n{RIVALS}\n{source('fp8_e4m3', 11)}"
+    assert script.render(block("native_tiny_fp8")) == block("native_tiny_fp8", made)
+
+
+def test_few_tokens_have_their_bandwidth_too(script: ModuleType, tmp_path: Path) -> None:
+    """The layers are tiny, so each time is a thousandth."""
+    times = {key: {n: us / 1000 for n, us in race.items()} for key, race in NATIVE_FP8.items()}
+    write_json(native_record(times), tmp_path / "native_tiny_fp8_decode.json")
+    made = script.render(block("native_tiny_fp8_decode"))
+    assert f"\n\n{BANDWIDTH}\n{source('fp8_e4m3', 11)}" in made
+
+
+def test_native_without_anything_dense_or_other_is_given_in_milliseconds(
+    script: ModuleType, tmp_path: Path
+) -> None:
+    """INT8 with both scales: no library does it."""
+    times = {key: {"native": 1000 * race["native"]} for key, race in NATIVE_FP8.items()}
+    write_json(native_record(times, DType.INT8), tmp_path / "native_int8.json")
+    fused = FUSED.replace("5.00", "-").replace("2.00, n", "27.00 ms, n")
+    fused = fused.replace("1.66, native 1, torchao 1", "32.00 ms, native 2")
+    fused = fused.replace("1.00, native 2", "48.00 ms, native 2")
+    made = f"{fused}\n{source('int8', 7)}"
+    assert script.render(block("native_int8")) == block("native_int8", made)
+
+
+def test_a_missing_result_file_is_named(
+    script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "native_missing.json"
+    text = f"cannot read {file}: No such file or directory"
+    with pytest.raises(UsageError, match=f"^{re.escape(text)}$"):
+        script.render(block("native_missing"))
+    (tmp_path / "README.md").write_text(block("native_missing"))
+    assert script.main() == 1
+    assert capsys.readouterr().err == f"README.md: {text}\n"
+    assert (tmp_path / "README.md").read_text() == block("native_missing")
+
+
 def test_the_committed_pages_say_what_the_committed_results_say(root: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(root / "scripts" / "readme_tables.py"), "--check"],
@@ -195,6 +330,18 @@ def test_every_committed_search_is_whole(root: Path) -> None:
         assert not record.skipped, file
         assert len(record.commit) == 40, file
         assert {item.problem for item in record.layers} <= set(record.results), file
+
+
+def test_every_committed_search_with_the_native_kernel_is_whole(root: Path) -> None:
+    """Where nothing dense applies both scales, as in INT8, dense problems have no result."""
+    for file in sorted((root / "bench" / "results").glob("*/native_*.json")):
+        record = read_json(file)
+        assert all(problem.pattern.dense for problem in record.skipped), file
+        assert len(record.commit) == 40, file
+        assert {item.problem.scales for item in record.layers} == {Scales.ROWCOL}, file
+        sparse = {i.problem for i in record.layers if not i.problem.pattern.dense}
+        assert sparse <= set(record.results), file
+        assert "native" in record.settings["backends"], file
 
 
 def test_every_committed_benchmark_of_kernels_is_whole(root: Path) -> None:

@@ -90,12 +90,17 @@ struct Epilogue {
     // swizzle wants them: no bank is met twice.
     const u32 piece = 2 * warp + lane / 8 % 2, row = lane % 8 + lane / 16 * 8;
     const u32 target = boxes + row * 128 + (piece ^ row % 8) * 16;
+    // Past this barrier the scales are here and all boxes of the tile before are free.
     copy_words_wait();
+    if (thread == 0) store_wait_read<0>();
     warpgroup_sync(barrier);
     const u32 factors = scales + 4 * first + 16 * (lane % 4);
 #pragma unroll
     for (int part = 0; part < GROUPS / BOX_GROUPS; ++part) {
       const u32 box = part % STORE_BOXES * STORE_TOKENS * 128;
+      const int at = token + first + part * STORE_TOKENS;
+      // A box that is not stored would not count below as one that is still to be read.
+      if (at >= problem.m || channel >= problem.n) break;
 #pragma unroll
       for (int i = 0; i + 1 < BOX_GROUPS; i += 2) {
         const int j = part * BOX_GROUPS + i;
@@ -112,14 +117,11 @@ struct Epilogue {
         store_transposed(target + box, pair_of(sums, part, 0, channels, x.x, x.y),
                          pair_of(sums, part, 1, channels, x.x, x.y));
       }
-      // Past this barrier all boxes but the last ones are free again.
+      // Past this barrier the box after this one is free.
       if (thread == 0) store_wait_read<STORE_BOXES - 2>();
       fence_async();
       warpgroup_sync(barrier);
-      const int at = token + first + part * STORE_TOKENS;
-      if (thread == 0 && channel < problem.n && at < problem.m) {
-        store_box(out_map, channel, at, boxes + box, policy);
-      }
+      if (thread == 0) store_box(out_map, channel, at, boxes + box, policy);
     }
   }
 #else
@@ -163,7 +165,7 @@ struct SplitSum {
                   bits(sums[at + 3]), barrier);
       }
     }
-    barrier_wait(came, parity);
+    barrier_wait_cluster(came, parity);
     parity ^= 1;
 #pragma unroll
     for (int i = 0; i < 4 * GROUPS; ++i) whole[i] = 0;

@@ -195,7 +195,7 @@ class NativeConfig:
             return f"{needed} bytes of shared memory are more than {shared}"
         if self.cluster_k > 1 and self.tokens > MOST_SPLIT_TOKENS:
             return f"K is split for at most {MOST_SPLIT_TOKENS} tokens, not {self.tokens}"
-        # At its start every thread has the same share; then one warpgroup gives most of its own away.
+        # Every thread starts with the same share; then one warpgroup gives most of its own away.
         even = REGISTERS // self.resident // self.threads // 8 * 8
         few = 32 if self.slabs == 3 else 40
         many = min(240, (even * self.threads // 128 - few) // self.slabs // 8 * 8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from slidesparse.errors import DeviceError, KernelError
 from slidesparse.kernels.launch import QUANTISED, check_rows, check_shape, check_vector
 from slidesparse.kernels.native.config import NativeConfig
-from slidesparse.kernels.native.program import checked, launch_config, load
+from slidesparse.kernels.native.program import checked, is_loaded, launch_config, load
 from slidesparse.kernels.native.source import Variant
 from slidesparse.kernels.native.weight import BLOCK, K_ALIGNMENT, SLAB, PackedWeight
 from slidesparse.problem import DType
@@ -58,6 +59,11 @@ def stages_of(config: NativeConfig, k: int) -> tuple[int, bool]:
     return stages if odd else stages + stages % 2, odd
 
 
+def variant_of(config: NativeConfig, k: int, dtype: DType, out: DType) -> Variant:
+    """The code that runs a configuration on K': the raster is an argument of it, not a part."""
+    return Variant(replace(config, group=1, along_x=False), dtype, out, stages_of(config, k)[1])
+
+
 def unfit(config: NativeConfig, k: int) -> str | None:
     """Why a configuration cannot run a K', or None: whole pairs of stages for every block."""
     stages, _ = stages_of(config, k)
@@ -80,7 +86,8 @@ class NativeGemm:
         out: dtype of the output: bf16 or fp16 with scales, int32 for the raw sums of INT8.
 
     Raises:
-        KernelError: the weight, the output and the configuration do not fit each other.
+        KernelError: the weight, the output and the configuration do not fit each other, or a graph
+            is being captured and this process has not loaded the variant.
         DeviceError: the weight is not on a GPU of SM 9.0.
         CandidateError: the configuration does not compile.
     """
@@ -98,8 +105,15 @@ class NativeGemm:
         if reason:
             raise KernelError(reason)
         self.weight, self.config, self.out = weight, config, out
-        self.stages, odd = stages_of(config, weight.k)
-        self.variant = Variant(config, dtype, made, odd)
+        self.stages, _ = stages_of(config, weight.k)
+        self.variant = variant_of(config, weight.k, dtype, made)
+        if torch.cuda.is_current_stream_capturing() and not is_loaded(
+            self.variant, weight.data.device.index
+        ):
+            raise KernelError(
+                f"{config.label} is not loaded yet, which a CUDA graph cannot capture; "
+                "run it once before"
+            )
         self.loaded = load(self.variant, weight.data.device.index)
 
     def bind(
@@ -190,7 +204,7 @@ class Launch:
         clusters = min(tiles, gemm.loaded.clusters)
         self._launch = launch_config(gemm.variant, gemm.loaded.shared_bytes, clusters, overlap=True)
         stride = x.stride(0) if x.shape[0] > 1 else x.shape[1]
-        box = (128, config.tokens // config.cluster_w)
+        box = (2 * BLOCK, config.tokens // config.cluster_w)
         self._x_map = tensor_map(x.data_ptr(), tuple(x.shape), stride, 1, box)
         if gemm.variant.scaled:
             self._out_map = tensor_map(

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,7 +27,10 @@ FOLDER = "native"
 DISK_LIMIT = 256 * 2**20
 """Bytes of compiled code that are kept, the least recently used leave first; one takes 50 kB."""
 
+MOST_THREADS = 16
 _LOADING = threading.Lock()
+_LOADED: set[tuple[Variant, int]] = set()
+"""Variants that `load` has loaded, with the devices: what it remembers anyway, for asking."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +53,13 @@ class Loaded:
 def missing() -> str:
     """Why nothing can be compiled here, or "": cuda.core or NVRTC is not there."""
     try:
-        from cuda.core import Program
+        from cuda.core import Program, ProgramOptions
         from cuda.core.utils import FileStreamProgramCache  # noqa: F401
     except (ImportError, OSError) as error:
         return f"cuda.core does not import ({error})"
     try:
-        Program('extern "C" __global__ void nothing() {}', "c++").close()
+        options = ProgramOptions(arch=ARCHITECTURE)  # Unasked, the driver would be.
+        Program('extern "C" __global__ void nothing() {}', "c++", options).close()
     except Exception as error:  # cuda.core's loaders and NVRTC have error classes of their own.
         return f"NVRTC does not load ({type(error).__name__}: {str(error).splitlines()[0]})"
     return ""
@@ -62,7 +69,7 @@ def compile_variant(variant: Variant, folder: Path | None = None) -> Any:
     """Compile, or take from disk; needs no GPU.
 
     Args:
-        variant: whose raster does not matter.
+        variant: to compile.
         folder: of the compiled code; None for native/ in slidesparse's cache folder.
 
     Returns:
@@ -79,12 +86,35 @@ def compile_variant(variant: Variant, folder: Path | None = None) -> Any:
     try:
         return _through_disk(program, folder or cache_root() / FOLDER, FileStreamProgramCache)
     except Exception as error:  # NVRTC's error class is cuda.core's own, which moves.
-        lines = [line for line in str(error).splitlines() if "error" in line.lower()]
+        lines = [line for line in str(error).splitlines() if "error:" in line.lower()]
         raise CandidateError(
             f"{variant.config.label} does not compile: {(lines or [repr(error)])[0].strip()}"
         ) from error
     finally:
         program.close()
+
+
+def compile_variants(variants: Iterable[Variant]) -> list[str]:
+    """Compile into the cache on disk, on several threads; needs no GPU.
+
+    Args:
+        variants: to compile; repetitions cost nothing.
+
+    Returns:
+        One line per variant that could not be compiled, with the compiler's reason.
+    """
+
+    def attempt(variant: Variant) -> str:
+        try:
+            compile_variant(variant)
+        except CandidateError as error:
+            return str(error)
+        return ""
+
+    distinct = list(dict.fromkeys(variants))
+    threads = min(MOST_THREADS, len(os.sched_getaffinity(0)), len(distinct))
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        return [reason for reason in pool.map(attempt, distinct) if reason]
 
 
 def load(variant: Variant, device: int) -> Loaded:
@@ -98,18 +128,13 @@ def load(variant: Variant, device: int) -> Loaded:
         CandidateError: it does not compile, or not one cluster fits the device.
         DeviceError: the device is not of SM 9.0.
     """
-    config = replace(variant.config, group=1, along_x=False)
     with _LOADING:
-        return _load(replace(variant, config=config), device)
+        return _load(variant, device)
 
 
 def is_loaded(variant: Variant, device: int) -> bool:
     """Whether `load` would neither compile nor read files."""
-    config = replace(variant.config, group=1, along_x=False)
-    return (replace(variant, config=config), device) in _LOADED
-
-
-_LOADED: set[tuple[Variant, int]] = set()
+    return (variant, device) in _LOADED
 
 
 @cache

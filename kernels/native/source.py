@@ -22,7 +22,7 @@ class Variant:
     """All that the compiled code depends on.
 
     Args:
-        config: its raster does not matter, see `of`.
+        config: with the raster at a fixed value, see `gemm.variant_of`.
         dtype: of the operands.
         out: BF16 or FP16 with scales, INT32 for raw INT8 sums.
         odd: whether K' takes an odd number of stages.

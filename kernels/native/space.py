@@ -16,15 +16,16 @@ FEW_TOKENS = 64
 """Up to here the weight streams from memory once, and how it is cut along K is what counts."""
 
 SLABS = (1, 2, 3, 4)
-TOKENS = (32, 64, 96, 128, 192, 256)
-BOX, BOXES, SMALL_BOX = 64, 3, 32
-MOST_STAGES = 10
+TOKENS = range(32, 257, 16)
+MOST_STAGES, ENOUGH_STAGES = 10, 4
+LARGEST_BOX = 64
+"""Tokens stored at a time: a second warpgroup's boxes are worth more than larger ones."""
 
 # Clock cycles of a multiprocessor of an H200, fitted to runs of 128x256, 192x192, 256x128 and
 # 64x256 tiles with two lengths of K each: one instruction, storing a token of a slab, and what else
 # a tile takes.
 WGMMA_BASE, WGMMA_TOKEN = 16.0, 0.551
-STORE_TOKEN = 4.5
+STORE_TOKEN, STORE_BOX = 3.0, 190.0
 TILE_CYCLES = 1100.0
 COPIED_PER_CYCLE = 64.0
 """Bytes that reach a multiprocessor from the L2 cache in a clock cycle."""
@@ -32,7 +33,7 @@ COPIED_PER_CYCLE = 64.0
 GROUPS = (4, 8, 16, 32)
 """Widths of the raster's bands."""
 
-CLUSTERS = ((2, 1), (1, 2))
+CLUSTERS = ((2, 1), (1, 2), (2, 2), (4, 1), (1, 4))
 
 
 def candidates(m: int, n: int, k: int, dtype: DType, count: int, sms: int) -> list[NativeConfig]:
@@ -65,8 +66,8 @@ def neighbours(config: NativeConfig, m: int, n: int, k: int) -> list[NativeConfi
         for w, x in CLUSTERS:
             found += _made(replace, config, cluster_w=w, cluster_x=x)
     found += _made(replace, config, stages=config.stages - 1)
-    if config.box == BOX and m > FEW_TOKENS:
-        found += _filled(replace, config, box=SMALL_BOX)
+    if config.box % 32 == 0 and m > FEW_TOKENS:
+        found += _filled(replace, config, box=config.box // 2)
     return [other for other in found if other != config and unfit(other, k) is None]
 
 
@@ -80,7 +81,8 @@ def predicted_cycles(config: NativeConfig, m: int, n: int, k: int, sms: int) -> 
     steps = -(-k // BLOCK) / config.cluster_k
     multiply = config.slabs * (WGMMA_BASE + WGMMA_TOKEN * config.tokens)
     copy = (config.slabs * BLOCK_BYTES + BLOCK * config.tokens) / COPIED_PER_CYCLE
-    store = config.slabs * config.tokens / config.cluster_k * STORE_TOKEN + TILE_CYCLES
+    tokens = config.tokens / config.cluster_k
+    store = TILE_CYCLES + config.slabs * tokens * STORE_TOKEN + tokens / config.box * STORE_BOX
     # Blocks that share a multiprocessor multiply in turn, and one multiplies while another stores.
     waves = -(-tiles // (sms // config.cluster * config.resident))
     busy = steps * max(multiply, copy) * config.resident
@@ -104,7 +106,7 @@ def _few(m: int, dtype: DType) -> Iterator[NativeConfig]:
             continue
         if tokens > least and split < 4:
             continue  # More tokens than needed only where a split by four asks for them.
-        box = min(BOX, tokens // split)
+        box = min(LARGEST_BOX, tokens // split)
         yield from _filled(
             NativeConfig,
             **{"slabs": slabs, "tokens": tokens, "blocks": blocks, "cluster_k": split},
@@ -113,20 +115,16 @@ def _few(m: int, dtype: DType) -> Iterator[NativeConfig]:
 
 
 def _many(m: int, dtype: DType) -> Iterator[NativeConfig]:
-    """For many tokens: every tile that fits."""
+    """For many tokens: every tile that fits, with large boxes where they leave four stages."""
     for slabs, tokens, resident in product(SLABS, TOKENS, (1, 2)):
         if tokens not in WGMMA_N[str(dtype)] or tokens >= 2 * m:
             continue
         made: list[NativeConfig] = []
-        for box, boxes in ((BOX, BOXES), (BOX, 2), (SMALL_BOX, BOXES), (SMALL_BOX, 2)):
-            if tokens % box == 0 and not (made and made[0].stages >= 4):
-                made = list(
-                    _filled(
-                        NativeConfig,
-                        **{"slabs": slabs, "tokens": tokens, "resident": resident},
-                        **{"box": box, "boxes": boxes},
-                    )
-                )
+        boxes = [box for box in range(LARGEST_BOX, 15, -16) if tokens % box == 0]
+        for box, count in product(boxes, (3, 2)):
+            changes = {"slabs": slabs, "tokens": tokens, "resident": resident}
+            if not (made and made[0].stages >= ENOUGH_STAGES):
+                made = list(_filled(NativeConfig, **changes, box=box, boxes=count)) or made
         yield from made
 
 

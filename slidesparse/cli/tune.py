@@ -18,8 +18,11 @@ from slidesparse.problem import DType
 
 if TYPE_CHECKING:
     from slidesparse.cache import TuningCache
+    from slidesparse.candidate import ProblemResult
     from slidesparse.devices import Device
+    from slidesparse.kernels.native.source import Variant
     from slidesparse.kernels.tune import TuneOptions
+    from slidesparse.models import ModelSpec
 
 PATTERNS = "dense,2:4,4:6,6:8,8:10"
 
@@ -58,7 +61,11 @@ PATTERNS = "dense,2:4,4:6,6:8,8:10"
 @click.option(
     "--seed", type=click.IntRange(0, 2**31 - 1), help="Of the random operands; drawn unless told."
 )
-@click.option("--warm", is_flag=True, help="Tune nothing: compile what launches will take.")
+@click.option(
+    "--warm",
+    is_flag=True,
+    help="Tune nothing: compile what launches will take, and the cached native GEMMs.",
+)
 @click.option("--dry-run", is_flag=True, help="List problems and configurations, run nothing.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no tables; errors only.")
 def command(
@@ -107,7 +114,8 @@ def command(
             "nothing to tune (--dry-run lists what would be)"
         )
     if warm:
-        _warm(spec.name, problems, selected, cache, quiet)
+        gemms = _cached_gemms(cache, spec, tp, dtype, patterns)
+        _warm(spec.name, problems, gemms, selected, cache, quiet)
         return
     unwritable = cache.unwritable_reason()
     if unwritable:
@@ -126,9 +134,25 @@ def _print_space(problems: Sequence[KernelProblem], options: TuneOptions) -> Non
     click.echo(f"{len(problems)} problems, {total} configurations; nothing was run")
 
 
+def _cached_gemms(
+    cache: TuningCache, spec: ModelSpec, tp: int, dtype: DType, patterns: Sequence[Pattern]
+) -> list[ProblemResult]:
+    """What searches filed for the layers of a model, for any M, output and scales."""
+    shapes = {(layer.n, layer.k) for layer in spec.linears(tp)}
+    results = (hit.result for hit in cache.entries().values())
+    return [
+        result
+        for result in results
+        if (result.problem.n, result.problem.k) in shapes
+        and result.problem.dtype is dtype
+        and result.problem.pattern in patterns
+    ]
+
+
 def _warm(
     name: str,
     problems: Sequence[KernelProblem],
+    gemms: Sequence[ProblemResult],
     device: Device,
     cache: TuningCache,
     quiet: bool,
@@ -136,21 +160,40 @@ def _warm(
     import time
 
     from slidesparse.kernels.config import Table, load
+    from slidesparse.kernels.native.program import compile_variants
     from slidesparse.kernels.warm import compile_parallel, launch_jobs
 
     start = time.monotonic()
     load(device.index, Table(hit.result for hit in cache.kernel_entries().values()))
     jobs = launch_jobs(problems, device)
-    failed = compile_parallel(jobs, device)
+    variants = _native_variants(gemms, cache.fingerprint.sm, quiet)
+    failed = compile_parallel(jobs, device) + compile_variants(variants)
     if failed:
         raise click.ClickException(
-            f"{len(failed)} of {len(jobs)} kernels do not compile; for example {failed[0]}"
+            f"{len(failed)} of {len(jobs) + len(variants)} kernels do not compile; "
+            f"for example {failed[0]}"
         )
     if not quiet:
+        seconds = time.monotonic() - start
         click.echo(
-            f"{len(jobs)} kernels of {name} are compiled for {cache.fingerprint.name} in "
-            f"{time.monotonic() - start:.1f} s; Triton's cache on disk has them for every process"
+            f"{len(jobs)} kernels of {name} are compiled for {cache.fingerprint.name} by Triton "
+            f"and {len(variants)} native GEMM kernels by NVRTC in {seconds:.1f} s; their caches on "
+            "disk have them for every process"
         )
+
+
+def _native_variants(gemms: Sequence[ProblemResult], sm: int, quiet: bool) -> list[Variant]:
+    """What to compile of the native GEMM; none, with a note, where it cannot be compiled."""
+    from slidesparse.kernels.native.program import SM, missing
+    from slidesparse.kernels.warm import native_variants
+
+    variants = native_variants(gemms) if sm == SM else []
+    reason = missing() if variants else ""
+    if not reason:
+        return variants
+    if not quiet:
+        click.echo(f"note: native GEMM kernels are not compiled: {reason}", err=True)
+    return []
 
 
 def _tune(

@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from slidesparse.candidate import Measurement
+from slidesparse.candidate import Candidate, Measurement, ProblemResult
 from slidesparse.devices import CPU, Device
 from slidesparse.errors import SearchError
 from slidesparse.kernel_problem import KernelProblem, KernelResult, Op
 from slidesparse.kernels import config as config_module
 from slidesparse.kernels import warm as module
 from slidesparse.kernels.config import Config, Table, default_config, load
+from slidesparse.kernels.native import NativeConfig
+from slidesparse.kernels.native.program import compile_variants
+from slidesparse.kernels.native.source import Variant
 from slidesparse.kernels.warm import (
     Compiler,
     Job,
     compile_parallel,
     distinct_jobs,
     launch_config,
+    native_variants,
     warm,
 )
 from slidesparse.pattern import DENSE, Pattern
-from slidesparse.problem import DType
+from slidesparse.problem import DType, GemmProblem, Scales
 
 GPU = Device("cuda", 5)
 """Nothing here touches it."""
@@ -244,3 +250,97 @@ def test_as_many_processes_as_pay_and_fit(
     monkeypatch.setattr("os.sched_getaffinity", lambda process: range(cores))
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: memory)
     assert module._processes(jobs, GPU) == expected
+
+
+SMALL = NativeConfig(slabs=1, tokens=16, blocks=2, stages=2, box=8, boxes=2, group=1)
+GEMM = GemmProblem(16, 64, 512, DType.FP8, DType.BF16, Scales.ROWCOL, Pattern.parse("2:4"))
+
+
+def found(problem: GemmProblem, *candidates: Candidate) -> ProblemResult:
+    """A search's result, the first candidate the fastest."""
+    ranked = (Measurement(each, 1.0 + i, 0.1, 9, 8, 0.0, 0.0) for i, each in enumerate(candidates))
+    return ProblemResult(problem, tuple(ranked))
+
+
+def native(config: NativeConfig) -> Candidate:
+    return Candidate("native", config.params(), True)
+
+
+class TestNative:
+    def test_the_fastest_native_candidate_of_each_result_counts(self) -> None:
+        other = Candidate("torchao", {"function": "rowwise"}, True)
+        faster, slower = replace(SMALL, stages=3), replace(SMALL, stages=4)
+        results = [
+            found(GEMM, other, native(faster), native(slower)),
+            found(replace(GEMM, m=64), other),
+            found(replace(GEMM, m=1024)),
+        ]
+        assert native_variants(results) == [Variant(faster, DType.FP8, DType.BF16, False)]
+        assert native_variants([]) == []
+
+    def test_what_makes_other_code_is_a_variant_of_its_own(self) -> None:
+        raster = replace(SMALL, group=8, along_x=True)
+        odd = replace(GEMM, k=384)  # Three stages of 128.
+        int8 = replace(GEMM, dtype=DType.INT8, out=DType.INT32, scales=Scales.NONE)
+        results = [
+            *(found(problem, native(SMALL)) for problem in (GEMM, replace(GEMM, n=128), odd, int8)),
+            found(replace(GEMM, m=64), native(raster)),
+        ]
+        assert native_variants(results) == [
+            Variant(SMALL, DType.FP8, DType.BF16, False),
+            Variant(SMALL, DType.FP8, DType.BF16, True),
+            Variant(SMALL, DType.INT8, DType.INT32, False),
+        ]
+
+    def test_a_pattern_runs_its_expanded_columns(self) -> None:
+        """6:8 makes 384 columns of 256."""
+        six_eight = replace(GEMM, k=256, pattern=SIX_EIGHT)
+        (variant,) = native_variants([found(six_eight, native(SMALL))])
+        assert variant.odd
+
+    def test_a_candidate_that_cannot_run_is_left_out(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        broken = Candidate("native", {**SMALL.params(), "tokens": 12}, True)
+        with caplog.at_level(logging.WARNING):
+            variants = native_variants([found(GEMM, broken), found(GEMM, native(SMALL))])
+        assert variants == [Variant(SMALL, DType.FP8, DType.BF16, False)]
+        (record,) = caplog.records
+        assert record.getMessage().startswith(f"the native GEMM of {GEMM.key} is not compiled: ")
+
+    def test_compiled_code_lies_on_disk(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """NVRTC compiles for a GPU that is not there."""
+        pytest.importorskip("cuda.core", reason="it compiles the CUDA sources")
+        monkeypatch.setenv("SLIDESPARSE_CACHE_DIR", str(tmp_path))
+        variants = native_variants(
+            found(replace(GEMM, k=k), native(SMALL)) for k in (384, 512, 640, 768)
+        )
+        assert [variant.odd for variant in variants] == [True, False]
+        assert compile_variants(variants) == []
+
+        def files() -> dict[Path, bytes]:
+            paths = (tmp_path / "native" / "entries").rglob("*")
+            return {path: path.read_bytes() for path in paths if path.is_file()}
+
+        before = files()
+        assert len(before) == 2
+        assert all(b"sparse_gemm" in code for code in before.values())
+        assert compile_variants(variants) == []
+        assert files() == before
+
+    def test_one_that_does_not_compile_costs_itself(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pytest.importorskip("cuda.core", reason="it compiles the CUDA sources")
+        monkeypatch.setenv("SLIDESPARSE_CACHE_DIR", str(tmp_path))
+        good = Variant(SMALL, DType.FP8, DType.BF16, False)
+        bad = replace(good, config=replace(SMALL, cluster_k=2), odd=True)
+        (reason,) = compile_variants([bad, good])
+        assert reason.startswith(f"{bad.config.label} does not compile: ")
+        assert len(list((tmp_path / "native" / "entries").glob("*/*"))) == 1
+
+    def test_nothing_to_compile_asks_for_no_compiler(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("slidesparse.kernels.native.program.compile_variant", None)
+        assert compile_variants([]) == []

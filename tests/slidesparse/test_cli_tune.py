@@ -336,8 +336,8 @@ class TestWarm:
         result = tune(*SMALL, *cache, "--warm")
         assert result.exit_code == 0, result.output
         assert re.fullmatch(
-            r"2 kernels of tiny are compiled for NVIDIA Test in \d+\.\d s; "
-            r"Triton's cache on disk has them for every process\n",
+            r"2 kernels of tiny are compiled for NVIDIA Test by Triton and 0 native GEMM kernels "
+            r"by NVRTC in \d+\.\d s; their caches on disk have them for every process\n",
             result.stdout,
         )
         filed = next(iter(TuningCache(tmp_path, _detected()).user_kernels().values()))
