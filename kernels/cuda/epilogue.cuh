@@ -37,7 +37,7 @@ struct Epilogue {
   const float* x_scale;  // [m]
   const Out* bias;       // [n] or null
   u32 boxes;             // shared: STORE_BOXES times STORE_TOKENS rows of 64 channels
-  u32 scales;            // shared: TOKENS floats
+  u32 scales;            // shared: SCALE_BYTES of token scales
   u32 thread, barrier;   // of the warpgroup
   u64 policy;
 

@@ -11,6 +11,7 @@ constexpr int W_BYTES = SLABS * SLAB_BYTES;
 constexpr int X_PANEL = TOKENS * 128;            // 128 of K'
 constexpr int X_BYTES = BLOCKS / 2 * X_PANEL;
 constexpr int SUM_BYTES = 64 * TOKENS * 4;       // accumulators of a warpgroup
+constexpr int SCALE_BYTES = (TOKENS + 15) / 16 * 64;  // kept in groups of sixteen
 constexpr int ALIGNMENT = 1024;
 
 // Shared memory, from an aligned start.
@@ -19,7 +20,7 @@ constexpr int AT_W = AT_X + STAGES * X_BYTES;
 constexpr int AT_SUMS = AT_W + STAGES * W_BYTES;  // of all blocks of a cluster that splits K
 constexpr int AT_BOXES = AT_SUMS + (CLUSTER_K > 1 ? SLABS * SUM_BYTES : 0);
 constexpr int AT_SCALES = AT_BOXES + SLABS * STORE_BOXES * STORE_TOKENS * 128;
-constexpr int AT_FULL = AT_SCALES + SLABS * TOKENS * 4;
+constexpr int AT_FULL = AT_SCALES + SLABS * SCALE_BYTES;
 constexpr int AT_EMPTY = AT_FULL + 8 * STAGES;
 constexpr int AT_SUMMED = AT_EMPTY + 8 * STAGES;  // two barriers a slab: sums came, sums were read
 constexpr int SHARED_BYTES = AT_SUMMED + 16 * SLABS;

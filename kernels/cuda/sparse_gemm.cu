@@ -177,7 +177,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
                             x_scale,
                             bias,
                             base + AT_BOXES + slab * (STORE_BOXES * STORE_TOKENS * 128),
-                            base + AT_SCALES + slab * (TOKENS * 4),
+                            base + AT_SCALES + slab * SCALE_BYTES,
                             thread,
                             barrier,
                             policy_evict_first()};

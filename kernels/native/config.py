@@ -105,7 +105,7 @@ class NativeConfig:
         stage = self.blocks // 2 * self.tokens * 128 + self.slabs * self.blocks * BLOCK_BYTES
         sums = self.slabs * SLAB * self.tokens * 4 if self.cluster_k > 1 else 0
         stores = self.slabs * self.box * self.boxes * 128 if scaled else 0
-        scales = self.slabs * self.tokens * 4
+        scales = self.slabs * -(-self.tokens // 16) * 64
         barriers = 16 * self.stages + 16 * self.slabs
         return self.stages * stage + sums + stores + scales + barriers + SHARED_ALIGNMENT
 

@@ -11,14 +11,21 @@ from slidesparse.devices import CPU, Device, Fingerprint, detect
 from slidesparse.errors import UsageError
 from slidesparse.pattern import Pattern
 from slidesparse.problem import _OUTPUTS, DType, GemmProblem, Scales
-from slidesparse.search import cublaslt, cusparselt, nvidia, torch_dense, torchao_sparse
+from slidesparse.search import (
+    cublaslt,
+    cusparselt,
+    native,
+    nvidia,
+    torch_dense,
+    torchao_sparse,
+)
 from slidesparse.search.backend import Effort
 from slidesparse.search.backends import BUILT_IN, all_backends, load_backend
 from slidesparse.search.reference import limits_for
 from slidesparse.search.session import Session
 
 GPU = Device("cuda")
-GPU_BACKENDS = ("cublaslt", "cusparselt", "torch", "torchao")
+GPU_BACKENDS = ("cublaslt", "cusparselt", "torch", "native", "torchao")
 FP8 = GemmProblem(64, 256, 512, DType.FP8, DType.BF16)
 INT8 = GemmProblem(64, 256, 512, DType.INT8, DType.INT32, Scales.NONE)
 ROWCOL = replace(FP8, scales=Scales.ROWCOL)
@@ -30,7 +37,7 @@ def refusal(monkeypatch):
 
     def ask(name, sm, problem):
         card = Fingerprint("NVIDIA fake", sm, 132, 81920)
-        for module in (nvidia, cublaslt, cusparselt, torch_dense, torchao_sparse):
+        for module in (nvidia, cublaslt, cusparselt, native, torch_dense, torchao_sparse):
             monkeypatch.setattr(module, "detect", lambda device: card)
         return load_backend(name).refusal(problem, GPU)
 
@@ -69,6 +76,17 @@ NO_SPARSE = "sparse tensor cores need SM 8.0 or newer and this is SM 7.0"
         ("torch", FP8, [no_fp8("7.0"), no_fp8("8.0"), None, None, None]),
         ("torch", INT8, [None] * 5),
         ("torch", ROWCOL, [row_wise("7.0"), row_wise("8.0"), row_wise("8.9"), None, None]),
+        (
+            "native",
+            FP8,
+            [
+                "the native kernel is for SM 9.0 (Hopper) and this is SM 7.0",
+                "the native kernel is for SM 9.0 (Hopper) and this is SM 8.0",
+                "the native kernel is for SM 9.0 (Hopper) and this is SM 8.9",
+                None,
+                "the native kernel is for SM 9.0 (Hopper) and this is SM 10.0",
+            ],
+        ),
         (
             "torchao",
             FP8,
@@ -130,6 +148,16 @@ def test_refusals_by_compute_capability(refusal, name, problem, wanted):
             replace(ROWCOL, out=DType.FP16),
             "torch._scaled_mm row-wise gives bf16, not fp16",
         ),
+        ("native", ROWCOL, None),
+        ("native", INT8, None),
+        ("native", replace(FP8, bias=True), None),
+        (
+            "native",
+            replace(FP8, out=DType.FP32),
+            "the native kernel gives bf16, fp16 from fp8_e4m3, not fp32",
+        ),
+        ("native", replace(FP8, n=252), "N=252 is not a multiple of 8; pad it to 256"),
+        ("native", replace(INT8, n=251), None),
         ("torchao", INT8, "torchao's sparse kernel gives fp8_e4m3->bf16, not int8->int32"),
         (
             "torchao",
@@ -172,7 +200,7 @@ def test_a_missing_library_comes_with_the_command_that_mends_it(monkeypatch, bin
 def test_names_and_kinds_agree_with_the_table():
     backends = all_backends()
     assert [backend.name for backend in backends] == list(BUILT_IN)
-    assert {b.name for b in backends if b.sparse} == {"cusparselt", "torchao", "cpu-slid"}
+    assert {b.name for b in backends if b.sparse} == {"cusparselt", "native", "torchao", "cpu-slid"}
     assert {b.name for b in backends if not b.on_gpu} == {"cpu", "cpu-slid"}
 
 
@@ -211,7 +239,7 @@ def test_the_session_passes_refusals_on(refusal, monkeypatch, seed):
         ),
         (
             "zzz",
-            "unknown backend 'zzz'; known: cublaslt, cusparselt, torch, torchao, cpu, cpu-slid",
+            "unknown backend 'zzz'; known: cublaslt, cusparselt, torch, native, torchao, cpu, cpu-slid",
         ),
         ("no.such:X", "backend 'no.such:X' cannot be loaded: No module named 'no'"),
         ("math:pi_", "backend 'math:pi_' cannot be loaded: module 'math' has no attribute 'pi_'"),
