@@ -69,7 +69,6 @@ NATIVE = "native"
 """The search's backend whose candidates are configurations of kernels/native."""
 
 
-
 def warm(problems: Sequence[KernelProblem], device: Device) -> int:
     """Compile and load, in this process, what launches of `problems` will take; how many kernels.
 

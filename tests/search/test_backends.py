@@ -239,7 +239,8 @@ def test_the_session_passes_refusals_on(refusal, monkeypatch, seed):
         ),
         (
             "zzz",
-            "unknown backend 'zzz'; known: cublaslt, cusparselt, torch, native, torchao, cpu, cpu-slid",
+            "unknown backend 'zzz'; known: cublaslt, cusparselt, torch, native, torchao, cpu, "
+            "cpu-slid",
         ),
         ("no.such:X", "backend 'no.such:X' cannot be loaded: No module named 'no'"),
         ("math:pi_", "backend 'math:pi_' cannot be loaded: module 'math' has no attribute 'pi_'"),
