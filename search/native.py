@@ -46,7 +46,7 @@ class NativeSparse(Backend):
         sm = detect(device).sm
         if sm != SM:
             return f"the native kernel is for {spell_sm(SM)} (Hopper) and this is {spell_sm(sm)}"
-        return refusal(problem.n, problem.k_run, problem.dtype, problem.out)
+        return refusal(problem.n, problem.k_run, problem.dtype, problem.out, problem.bias)
 
     def candidates(self, problem: GemmProblem, effort: Effort) -> list[Candidate]:
         """What the model of the GPU ranks highest, its first choice first."""

@@ -60,8 +60,8 @@ struct Epilogue {
     for (int c = 0; c < 2; ++c) {
       const int n = min(channel + static_cast<int>(thread / 32 * 16 + thread % 32 / 4 + 8 * c),
                         problem.n - 1);
-      channels.scale[c] = __ldg(w_scale + n);
-      channels.shift[c] = bias ? widen(__ldg(bias + n)) : 0.0f;
+      channels.scale[c] = load_global(w_scale + n);
+      channels.shift[c] = bias ? widen(load_global(bias + n)) : 0.0f;
     }
 #endif
     return channels;

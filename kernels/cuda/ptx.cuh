@@ -185,6 +185,19 @@ __device__ __forceinline__ void copy_words_wait() {
   asm volatile("cp.async.wait_all;" ::: "memory");
 }
 
+// Global loads that stay behind the wait for the kernel before, which may still write there.
+__device__ __forceinline__ float load_global(const float* from) {
+  float value;
+  asm volatile("ld.global.f32 %0, [%1];" : "=f"(value) : "l"(from) : "memory");
+  return value;
+}
+
+__device__ __forceinline__ u16 load_global(const u16* from) {
+  u16 value;
+  asm volatile("ld.global.u16 %0, [%1];" : "=h"(value) : "l"(from) : "memory");
+  return value;
+}
+
 __device__ __forceinline__ u32 load_word(u32 address) {
   u32 word;
   asm volatile("ld.shared.b32 %0, [%1];" : "=r"(word) : "r"(address));

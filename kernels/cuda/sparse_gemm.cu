@@ -37,7 +37,8 @@ __device__ __forceinline__ void produce(const Problem& problem, Schedule schedul
   for (int i = 0; i < CLUSTER_X; ++i) same_w |= static_cast<u16>(1u << (i * CLUSTER_W + rank_w));
   const i64 slab_bytes = static_cast<i64>(problem.blocks) * BLOCK_BYTES;
   const int slabs = (problem.n + 63) / 64;
-  const u64 w_policy = WEIGHTS_FIRST ? policy_evict_first() : policy_evict_last();
+  // One tile of tokens reads a weight once: it need not stay in the L2 cache.
+  const u64 w_policy = problem.tiles_x > 1 ? policy_evict_last() : policy_evict_first();
   const u64 x_policy = policy_evict_last();
   const u32 share = rank_x * (SLAB_BYTES / CLUSTER_X);
   const auto fetch_weights = [&](u32 stage, int slab, int step) {
@@ -156,6 +157,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     }
     barrier_init_fence();
   }
+  __syncwarp();
   if constexpr (CLUSTER > 1) {
     cluster_sync();
   } else {
@@ -229,5 +231,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
   if constexpr (SCALED) {
     if (threadIdx.x % 128 == 0) store_wait_read<0>();
   }
+  __syncwarp();
   if constexpr (CLUSTER > 1) cluster_sync();
 }

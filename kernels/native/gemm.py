@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +23,8 @@ N_ALIGNMENT = 8
 """Rows of a 16-bit output are stored by the copy engine: multiples of 16 bytes."""
 
 ADDRESS_ALIGNMENT = 16
-LARGEST = 2**31 - 1
+LARGEST = 2**31 - 2**12
+"""Rows and tiles are counted in 32 bits, past the end of the last tile."""
 OUTPUTS = {
     DType.FP8: (DType.BF16, DType.FP16),
     DType.INT8: (DType.BF16, DType.FP16, DType.INT32),
@@ -40,11 +42,13 @@ PROBLEM = np.dtype(
 """The struct Problem of kernels/cuda/schedule.cuh."""
 
 
-def refusal(n: int, k: int, dtype: DType, out: DType) -> str | None:
+def refusal(n: int, k: int, dtype: DType, out: DType, bias: bool = False) -> str | None:
     """Why the kernel cannot compute a weight [N, K'] of `dtype` to `out`, or None."""
     if out not in OUTPUTS[dtype]:
         names = ", ".join(map(str, OUTPUTS[dtype]))
         return f"the native kernel gives {names} from {dtype}, not {out}"
+    if bias and out is DType.INT32:
+        return "an int32 output of the native kernel is the raw sums: no bias"
     if k % K_ALIGNMENT:
         return f"K'={k} is not a multiple of {K_ALIGNMENT}; pad it to {-(-k // 32) * 32}"
     if n % N_ALIGNMENT and out is not DType.INT32:
@@ -177,7 +181,7 @@ class NativeGemm:
 
 
 class Launch:
-    """A GEMM whose operands are fixed; they must outlive it.
+    """A GEMM whose operands are fixed and kept alive; for one thread at a time.
 
     Args:
         gemm: what to run.
@@ -195,6 +199,7 @@ class Launch:
     ) -> None:
         """Describe the operands to the copy engine and the kernel."""
         self._function = gemm.loaded.function
+        self._operands = (gemm.weight.data, x, out, w_scale, x_scale, bias)
         self._empty = x.shape[0] == 0
         if self._empty:
             return
@@ -318,9 +323,11 @@ def native_gemm_op(
     """`native_gemm` as torch.compile sees it; config is NativeConfig's fields in order."""
     weight = PackedWeight(data, n, x.shape[1], x.dtype)
     out = torch.empty((x.shape[0], n), dtype=out_dtype, device=x.device)
-    gemm = NativeGemm(weight, NativeConfig.from_numbers(config), out_dtype)
-    launch = gemm.bind(x, out, w_scale, x_scale, bias)
-    launch(torch.cuda.current_stream(x.device).cuda_stream)
+    # A stream's handle says nothing of its device, and the default one's is the same for all.
+    with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
+        gemm = NativeGemm(weight, NativeConfig.from_numbers(config), out_dtype)
+        launch = gemm.bind(x, out, w_scale, x_scale, bias)
+        launch(torch.cuda.current_stream().cuda_stream)
     return out
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
+import re
 import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +18,7 @@ from slidesparse.cache_store import cache_root
 from slidesparse.devices import spell_sm
 from slidesparse.errors import CandidateError, DeviceError
 from slidesparse.kernels.native.source import KERNEL, Variant, source
+from slidesparse.worker import first_line
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +30,9 @@ FOLDER = "native"
 DISK_LIMIT = 256 * 2**20
 """Bytes of compiled code that are kept, the least recently used leave first; one takes 50 kB."""
 
+DIGEST = hashlib.sha256().digest_size
 MOST_THREADS = 16
+_COMPLAINT = re.compile(r"\b(error|fatal)\s*:")
 _LOADING = threading.Lock()
 _LOADED: set[tuple[Variant, int]] = set()
 """Variants that `load` has loaded, with the devices: what it remembers anyway, for asking."""
@@ -61,7 +66,7 @@ def missing() -> str:
         options = ProgramOptions(arch=ARCHITECTURE)  # Unasked, the driver would be.
         Program('extern "C" __global__ void nothing() {}', "c++", options).close()
     except Exception as error:  # cuda.core's loaders and NVRTC have error classes of their own.
-        return f"NVRTC does not load ({type(error).__name__}: {str(error).splitlines()[0]})"
+        return f"NVRTC does not load ({type(error).__name__}: {first_line(error)})"
     return ""
 
 
@@ -78,20 +83,13 @@ def compile_variant(variant: Variant, folder: Path | None = None) -> Any:
     Raises:
         CandidateError: NVRTC refuses the source; has its first message.
     """
-    from cuda.core import Program, ProgramOptions
-    from cuda.core.utils import FileStreamProgramCache
-
-    options = ProgramOptions(arch=ARCHITECTURE, std="c++17")
-    program = Program(source(variant), "c++", options)
     try:
-        return _through_disk(program, folder or cache_root() / FOLDER, FileStreamProgramCache)
+        return _through_disk(source(variant), folder or cache_root() / FOLDER)
     except Exception as error:  # NVRTC's error class is cuda.core's own, which moves.
-        lines = [line for line in str(error).splitlines() if "error:" in line.lower()]
+        lines = [line for line in str(error).splitlines() if _COMPLAINT.search(line)]
         raise CandidateError(
             f"{variant.config.label} does not compile: {(lines or [repr(error)])[0].strip()}"
         ) from error
-    finally:
-        program.close()
 
 
 def compile_variants(variants: Iterable[Variant]) -> list[str]:
@@ -224,17 +222,39 @@ def checked(answer: Any) -> Any:
     return results[0] if results else None
 
 
-def _through_disk(program: Any, folder: Path, cache_class: Any) -> Any:
-    """Compile through the cache on disk; without it where that cannot be used."""
+def _through_disk(text: str, folder: Path) -> Any:
+    """Compile through the cache on disk; without it where that cannot be used.
+
+    The cache keeps what it is given and does not look at it again, so a digest goes with the code.
+    """
+    from cuda.core import ObjectCode, ProgramOptions
+    from cuda.core.utils import FileStreamProgramCache, make_program_cache_key
+
+    options = ProgramOptions(arch=ARCHITECTURE, std="c++17")
+    key = make_program_cache_key(code=text, code_type="c++", options=options, target_type="cubin")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        cache = cache_class(folder, max_size_bytes=DISK_LIMIT)
+        with FileStreamProgramCache(folder, max_size_bytes=DISK_LIMIT) as cache:
+            kept = cache.get(key)
+            if kept is not None:
+                code = kept[DIGEST:]
+                if hashlib.sha256(code).digest() == kept[:DIGEST]:
+                    return ObjectCode.from_cubin(code)
+                log.warning("a compiled kernel in %s is damaged; it is compiled again", folder)
+            made = _compiled(text, options)
+            code = bytes(made.code)
+            cache[key] = hashlib.sha256(code).digest() + code
+            return made
     except OSError as error:
         log.warning("compiled kernels are not kept: %s", error)
+        return _compiled(text, options)
+
+
+def _compiled(text: str, options: Any) -> Any:
+    from cuda.core import Program
+
+    program = Program(text, "c++", options)
+    try:
         return program.compile("cubin")
-    with cache:
-        try:
-            return program.compile("cubin", cache=cache)
-        except OSError as error:
-            log.warning("compiled kernels are not kept: %s", error)
-            return program.compile("cubin")
+    finally:
+        program.close()

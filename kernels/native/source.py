@@ -13,8 +13,6 @@ FILES = ("ptx.cuh", "INSTRUCTION", "layout.cuh", "schedule.cuh", "epilogue.cuh",
 """In the order of their dependence; INSTRUCTION stands for the generated one."""
 
 KERNEL = "sparse_gemm"
-STREAMED_TOKENS = 64
-"""Up to this many tokens a weight is read by one tile only and need not stay in the L2 cache."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,6 @@ class Variant:
             "FP8": int(self.dtype is DType.FP8),
             "SCALED": int(self.scaled),
             "OUT_FP16": int(self.out is DType.FP16),
-            "WEIGHTS_FIRST": int(config.tokens <= STREAMED_TOKENS),
         }
 
 

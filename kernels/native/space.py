@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import product
 
@@ -128,7 +128,9 @@ def _many(m: int, dtype: DType) -> Iterator[NativeConfig]:
         yield from made
 
 
-def _filled(make: object, *base: NativeConfig, **changes: int) -> Iterator[NativeConfig]:
+def _filled(
+    make: Callable[..., NativeConfig], *base: NativeConfig, **changes: int
+) -> Iterator[NativeConfig]:
     """With as many stages as fit the shared memory, if there are at least two."""
     for stages in range(MOST_STAGES, 1, -1):
         made = _made(make, *base, **changes, stages=stages)
@@ -137,9 +139,10 @@ def _filled(make: object, *base: NativeConfig, **changes: int) -> Iterator[Nativ
             return
 
 
-def _made(make: object, *base: NativeConfig, **changes: int) -> list[NativeConfig]:
+def _made(
+    make: Callable[..., NativeConfig], *base: NativeConfig, **changes: int
+) -> list[NativeConfig]:
     """The configuration, or none where it does not fit."""
-    assert callable(make)
     try:
         return [make(*base, **changes)]
     except KernelError:

@@ -23,9 +23,9 @@ from dataclasses import dataclass
 
 import torch
 
-from slidesparse.errors import KernelError
+from slidesparse.errors import KernelError, PatternError
 from slidesparse.kernels import reference
-from slidesparse.kernels.pack import pack24
+from slidesparse.kernels.pack import pack24_op
 
 SLAB = 64
 """Channels of a block: the rows that one warpgroup multiplies."""
@@ -48,6 +48,9 @@ STEP_SLABS = 256
 @dataclass(frozen=True)
 class PackedWeight:
     """A 2:4 weight in the native kernel's format.
+
+    The kernel fetches `data` ahead of the kernels before it on the stream: whoever writes or copies
+    it waits for that to end before the first launch, as `pack` does.
 
     Args:
         data: [slabs, blocks, 2560] uint8, contiguous.
@@ -88,7 +91,7 @@ def pack(w: torch.Tensor) -> PackedWeight:
     data = torch.empty((slabs, blocks, BLOCK_BYTES), dtype=torch.uint8, device=w.device)
     for start in range(0, slabs, STEP_SLABS):
         stop = min(start + STEP_SLABS, slabs)
-        _pack_slabs(w[start * SLAB : min(stop * SLAB, n)], data[start:stop])
+        _pack_slabs(w, start, data[start:stop])
     if w.is_cuda:
         torch.cuda.current_stream(w.device).synchronize()
     return PackedWeight(data, n, k, w.dtype)
@@ -113,10 +116,17 @@ def unpack(weight: PackedWeight) -> torch.Tensor:
     return made[: weight.n, : weight.k].contiguous()
 
 
-def _pack_slabs(w: torch.Tensor, data: torch.Tensor) -> None:
-    """Pack [rows, K'] into [slabs, blocks, BLOCK_BYTES], with zeros past the last row or column."""
+def _pack_slabs(w: torch.Tensor, start: int, data: torch.Tensor) -> None:
+    """Pack [N, K'] from slab `start` on into [slabs, blocks, BLOCK_BYTES]; zeros fill it up."""
     slabs, blocks, _ = data.shape
-    values, metadata = pack24(w)
+    part = w[start * SLAB : (start + slabs) * SLAB]
+    values, metadata, overfull = pack24_op(part)
+    row = int(overfull)
+    if row < part.shape[0]:
+        row += start * SLAB
+        raise PatternError(
+            f"row {row} has more than two non-zeros in a group of four; slide it first"
+        )
     values = _padded(values.view(torch.uint8), slabs * SLAB, blocks * BLOCK // 2, 0)
     # Any two different positions will do for zeros; equal ones are undefined for the hardware.
     metadata = _padded(metadata, slabs * SLAB, blocks * BLOCK // 8, 0x44)

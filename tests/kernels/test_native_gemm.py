@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import gc
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -59,6 +61,12 @@ def weight_of(n, k, dtype=torch.int8):
 )
 def test_refusals_name_the_values(n, k, dtype, out, reason):
     assert refusal(n, k, dtype, out) == reason
+
+
+def test_raw_sums_are_refused_a_bias():
+    reason = "an int32 output of the native kernel is the raw sums: no bias"
+    assert refusal(64, 96, INT8, INT32, True) == reason
+    assert refusal(64, 96, INT8, BF16, True) is None
 
 
 def config_of(blocks=2, cluster_k=1):
@@ -254,6 +262,18 @@ def test_a_launch_describes_its_operands(maps):
     assert problem == problem_struct(W, SMALL, M, gemm.stages)
     described = launch._launch
     assert (described.gridDimX, described.blockDimX, described.sharedMemBytes) == (1, 256, 1234)
+
+
+def test_a_launch_keeps_its_operands_alive(maps):
+    operands = [rows(), outputs(), SCALE.clone(), ONES.clone(), SCALE.bfloat16()]
+    alive = [weakref.ref(tensor) for tensor in operands]
+    launch = gemm_of().bind(*operands)
+    operands.clear()
+    gc.collect()
+    assert all(tensor() is not None for tensor in alive)
+    del launch
+    gc.collect()
+    assert not any(tensor() is not None for tensor in alive)
 
 
 def test_raw_sums_have_no_map_of_the_output_and_no_scales(maps):

@@ -104,8 +104,9 @@ def test_too_many_tiles_are_refused():
     with pytest.raises(KernelError) as raised:
         problem_struct(sized(2 * n), config, m, 2)
     assert str(raised.value) == f"M={m} with N={2 * n} are more tiles than 2^31; split M"
-    with pytest.raises(KernelError, match="M=2147483648 with N=64"):
-        problem_struct(sized(64), config, 2**31, 2)
+    for m in (2**31 - 1, 2**31, 2**40):  # Where a tile ends is counted in 32 bits too.
+        with pytest.raises(KernelError, match=f"M={m} with N=64"):
+            problem_struct(sized(64), config, m, 2)
 
 
 class Schedule:

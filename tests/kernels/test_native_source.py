@@ -10,10 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
-from native_checks import FP8, INT8, SMALL, assembled, no_compiler, offered, variant_of
+from native_checks import FP8, INT8, SMALL, assembled, no_compiler, offered
 
 from slidesparse.kernels.native import source as module
 from slidesparse.kernels.native.config import REGISTERS, NativeConfig
+from slidesparse.kernels.native.gemm import variant_of
 from slidesparse.kernels.native.source import FILES, KERNEL, Variant, instruction, source
 from slidesparse.problem import DType
 
@@ -87,12 +88,12 @@ def test_macros_by_hand():
     wanted |= {"CLUSTER_W": 2, "CLUSTER_X": 2, "CLUSTER_K": 1, "STORE_BOXES": 2}
     scaled = {"STORE_TOKENS": 32, "SHARED": config.shared_bytes(), "SCALED": 1}
     raw = {"STORE_TOKENS": 0, "SHARED": config.shared_bytes(False), "SCALED": 0}
-    fp8 = wanted | scaled | {"ODD": 1, "FP8": 1, "OUT_FP16": 0, "WEIGHTS_FIRST": 1}
+    fp8 = wanted | scaled | {"ODD": 1, "FP8": 1, "OUT_FP16": 0}
     assert Variant(config, *FP8, True).macros() == fp8
-    int8 = wanted | raw | {"ODD": 0, "FP8": 0, "OUT_FP16": 0, "WEIGHTS_FIRST": 1}
+    int8 = wanted | raw | {"ODD": 0, "FP8": 0, "OUT_FP16": 0}
     assert Variant(config, *INT8, False).macros() == int8
     half = Variant(LARGE, DType.FP8, DType.FP16, False).macros()
-    assert (half["OUT_FP16"], half["WEIGHTS_FIRST"], half["CLUSTER_K"]) == (1, 0, 1)
+    assert (half["OUT_FP16"], half["CLUSTER_K"]) == (1, 1)
     assert Variant(SPLIT, *FP8, False).macros()["CLUSTER_K"] == 4
 
 

@@ -53,8 +53,8 @@ def test_the_best_are_offered_and_no_more_than_asked_for(m, count, dtype):
 
 @each_dtype
 def test_two_runs_agree(dtype):
-    for n, k in SIZES:
-        for m in TOKENS:
+    for n, k in SHAPES:
+        for m in (1, 64, 65, 16384):
             assert candidates(m, n, k, dtype, 12, SMS) == candidates(m, n, k, dtype, 12, SMS)
 
 

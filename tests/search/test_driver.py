@@ -300,7 +300,13 @@ def test_a_backend_of_the_other_kind_of_device_is_refused(wanted, device, messag
 
 def test_the_device_decides_which_backends_take_part():
     assert specs_for(None, CPU) == ("cpu", "cpu-slid")
-    assert specs_for(None, Device("cuda")) == ("cublaslt", "cusparselt", "torch", "torchao")
+    assert specs_for(None, Device("cuda")) == (
+        "cublaslt",
+        "cusparselt",
+        "torch",
+        "native",
+        "torchao",
+    )
 
 
 def test_a_result_that_was_cut_short_replaces_no_complete_one(run, cache, problem):

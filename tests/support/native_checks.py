@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import io
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 from slidesparse.kernels.native import space
 from slidesparse.kernels.native.config import NativeConfig
-from slidesparse.kernels.native.gemm import stages_of
+from slidesparse.kernels.native.gemm import variant_of
 from slidesparse.kernels.native.source import Variant
 from slidesparse.problem import DType
 
@@ -39,12 +39,6 @@ def no_compiler() -> str:
     except Exception as error:  # Loaders and NVRTC have error classes of their own.
         return f"the CUDA sources cannot be compiled here: {type(error).__name__}: {error}"
     return ""
-
-
-def variant_of(config: NativeConfig, k: int, dtype: DType, out: DType) -> Variant:
-    """The code that runs a configuration on K', whatever its raster."""
-    code = replace(config, group=1, along_x=False)
-    return Variant(code, dtype, out, stages_of(config, k)[1])
 
 
 def offered(dtype: DType, out: DType, near: bool = False) -> list[Variant]:

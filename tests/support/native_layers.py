@@ -68,6 +68,10 @@ HAND = {
     "K in 4": NativeConfig(
         slabs=1, tokens=32, blocks=4, cluster_k=4, stages=5, box=8, boxes=2, group=1
     ),
+    "six blocks": NativeConfig(slabs=1, tokens=64, blocks=6, stages=3, box=32, boxes=2),
+    "cluster 3x1": NativeConfig(tokens=96, cluster_w=3, stages=5, box=32, boxes=4, group=1),
+    "three resident": NativeConfig(slabs=1, tokens=32, stages=4, resident=3, box=16, boxes=5),
+    "K in 3": NativeConfig(tokens=48, cluster_k=3, stages=6, box=16, boxes=2, group=1),
     "K in 8": NativeConfig(slabs=4, tokens=64, cluster_k=8, box=8, boxes=2, group=4),
 }
 """One of each kind: what the space offers, and what it does not but NativeConfig takes."""
