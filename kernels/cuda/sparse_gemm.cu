@@ -124,8 +124,10 @@ __device__ __forceinline__ void finish(Accumulator (&sums)[TOKENS / 2]) {
   for (int i = 0; i < TOKENS / 2; ++i) settle(sums[i]);
 }
 
-// One lane of each warp tells every block of the cluster that a stage may be overwritten.
+// One lane of each warp tells every block of the cluster that a stage may be overwritten, after all
+// lanes have read their metadata.
 __device__ __forceinline__ void release(u32 base, u32 stage, u32 lane) {
+  __syncwarp();
   const u32 empty = base + AT_EMPTY + 8 * stage;
   if constexpr (SHARING == 1) {
     if (lane == 0) barrier_arrive(empty);

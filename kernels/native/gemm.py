@@ -13,7 +13,7 @@ import torch
 from slidesparse.errors import DeviceError, KernelError
 from slidesparse.kernels.launch import QUANTISED, check_rows, check_shape, check_vector
 from slidesparse.kernels.native.config import NativeConfig
-from slidesparse.kernels.native.program import checked, is_loaded, launch_config, load
+from slidesparse.kernels.native.program import bind_thread, checked, is_loaded, launch_config, load
 from slidesparse.kernels.native.source import Variant
 from slidesparse.kernels.native.weight import BLOCK, K_ALIGNMENT, SLAB, PackedWeight
 from slidesparse.problem import DType
@@ -153,8 +153,7 @@ class NativeGemm:
     ) -> None:
         weight = self.weight
         check_rows(x, "x", QUANTISED, weight.k)
-        if x.dtype is not weight.dtype:
-            raise KernelError(f"x is {x.dtype} and the weight is {weight.dtype}")
+        _check_dtype(x, weight.dtype)
         check_shape(x, "x", (x.shape[0], weight.k), weight.data)
         check_shape(out, "out", (x.shape[0], weight.n), weight.data)
         if out.dtype is not self.out or not out.is_contiguous():
@@ -199,6 +198,8 @@ class Launch:
     ) -> None:
         """Describe the operands to the copy engine and the kernel."""
         self._function = gemm.loaded.function
+        self._device = gemm.weight.data.device.index
+        bind_thread(self._device)
         self._operands = (gemm.weight.data, x, out, w_scale, x_scale, bias)
         self._empty = x.shape[0] == 0
         if self._empty:
@@ -235,10 +236,16 @@ class Launch:
             return
         from cuda.bindings import driver
 
+        bind_thread(self._device)
         self._launch.hStream = stream
         checked(
             driver.cuLaunchKernelEx(self._launch, self._function, self._arguments.ctypes.data, 0)
         )
+
+
+def _check_dtype(x: torch.Tensor, dtype: torch.dtype) -> None:
+    if x.dtype is not dtype:
+        raise KernelError(f"x is {x.dtype} and the weight is {dtype}")
 
 
 def problem_struct(weight: PackedWeight, config: NativeConfig, m: int, stages: int) -> Any:
@@ -377,6 +384,7 @@ def native_gemm(
         CandidateError: the configuration does not compile.
     """
     check_rows(x, "x", QUANTISED, weight.k)
+    _check_dtype(x, weight.dtype)
     made: torch.Tensor = native_gemm_op(
         weight.data, x, w_scale, x_scale, bias, weight.n, out_dtype, config.numbers()
     )

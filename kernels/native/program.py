@@ -34,6 +34,7 @@ DIGEST = hashlib.sha256().digest_size
 MOST_THREADS = 16
 _COMPLAINT = re.compile(r"\b(error|fatal)\s*:")
 _LOADING = threading.Lock()
+_THREAD = threading.local()
 _LOADED: set[tuple[Variant, int]] = set()
 """Variants that `load` has loaded, with the devices: what it remembers anyway, for asking."""
 
@@ -149,6 +150,7 @@ def _load(variant: Variant, device: int) -> Loaded:
 
     with torch.cuda.device(device):
         torch.cuda.current_stream().synchronize()  # The context exists from here on.
+        bind_thread(device)
         code = compile_variant(variant)
         kernel = code.get_kernel(KERNEL)
         function = checked(driver.cuKernelGetFunction(driver.CUkernel(int(kernel.handle))))
@@ -210,6 +212,15 @@ def launch_config(variant: Variant, shared: int, clusters: int, overlap: bool) -
     return launch
 
 
+def bind_thread(device: int) -> None:
+    """Give a thread that never used CUDA the device's context; the driver asks for one."""
+    if not getattr(_THREAD, "bound", False):
+        from cuda.core import Device
+
+        Device(device).set_current()
+        _THREAD.bound = True
+
+
 def checked(answer: Any) -> Any:
     """The result of a driver call.
 
@@ -232,6 +243,7 @@ def _through_disk(text: str, folder: Path) -> Any:
 
     options = ProgramOptions(arch=ARCHITECTURE, std="c++17")
     key = make_program_cache_key(code=text, code_type="c++", options=options, target_type="cubin")
+    made = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileStreamProgramCache(folder, max_size_bytes=DISK_LIMIT) as cache:
@@ -244,10 +256,9 @@ def _through_disk(text: str, folder: Path) -> Any:
             made = _compiled(text, options)
             code = bytes(made.code)
             cache[key] = hashlib.sha256(code).digest() + code
-            return made
     except OSError as error:
         log.warning("compiled kernels are not kept: %s", error)
-        return _compiled(text, options)
+    return made or _compiled(text, options)
 
 
 def _compiled(text: str, options: Any) -> Any:

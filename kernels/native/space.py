@@ -33,7 +33,7 @@ COPIED_PER_CYCLE = 64.0
 GROUPS = (4, 8, 16, 32)
 """Widths of the raster's bands."""
 
-CLUSTERS = ((2, 1), (1, 2), (2, 2), (4, 1), (1, 4))
+CLUSTERS = ((2, 1), (1, 2), (2, 2), (4, 1))
 
 
 def candidates(m: int, n: int, k: int, dtype: DType, count: int, sms: int) -> list[NativeConfig]:
