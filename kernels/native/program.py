@@ -214,11 +214,15 @@ def launch_config(variant: Variant, shared: int, clusters: int, overlap: bool) -
 
 def bind_thread(device: int) -> None:
     """Give a thread that never used CUDA the device's context; the driver asks for one."""
-    if not getattr(_THREAD, "bound", False):
+    if getattr(_THREAD, "bound", False):
+        return
+    from cuda.bindings import driver
+
+    if not int(checked(driver.cuCtxGetCurrent())):
         from cuda.core import Device
 
         Device(device).set_current()
-        _THREAD.bound = True
+    _THREAD.bound = True
 
 
 def checked(answer: Any) -> Any:
