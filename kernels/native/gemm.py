@@ -199,7 +199,6 @@ class Launch:
         """Describe the operands to the copy engine and the kernel."""
         self._function = gemm.loaded.function
         self._device = gemm.weight.data.device.index
-        bind_thread(self._device)
         self._operands = (gemm.weight.data, x, out, w_scale, x_scale, bias)
         self._empty = x.shape[0] == 0
         if self._empty:
@@ -294,6 +293,7 @@ def tensor_map(
     """
     from cuda.bindings import driver
 
+    bind_thread(torch.cuda.current_device())
     types = driver.CUtensorMapDataType
     u64, u32 = driver.cuuint64_t, driver.cuuint32_t
     return checked(
