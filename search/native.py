@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from slidesparse.kernels.native import NativeConfig, PackedWeight
     from slidesparse.search.operands import Operands
 
-SM = 90
 COUNTS = {Effort.QUICK: 4, Effort.NORMAL: 14, Effort.FULL: 200}
 """Configurations that are tried, of those the model ranks; variations of the best come on top."""
 
@@ -42,6 +41,7 @@ class NativeSparse(Backend):
     def refusal(self, problem: GemmProblem, device: Device) -> str | None:
         """Refuse other GPUs, outputs and alignments that the kernel does not have."""
         from slidesparse.kernels.native.gemm import refusal
+        from slidesparse.kernels.native.program import SM
 
         sm = detect(device).sm
         if sm != SM:

@@ -87,6 +87,7 @@ class NativeConfig:
             parts.append(f"cluster={self.cluster_w}x{self.cluster_x}x{self.cluster_k}")
         if self.resident > 1:
             parts.append(f"resident={self.resident}")
+        parts.append(f"stores={self.boxes}x{self.box}")
         parts.append(f"raster={'x' if self.along_x else 'w'}{self.group}")
         return " ".join(parts)
 
@@ -138,9 +139,11 @@ class NativeConfig:
             CandidateError: a parameter is unknown, missing, of the wrong type or does not fit.
         """
         types = {field.name: bool if field.name == "along_x" else int for field in fields(cls)}
-        wrong = types.keys() ^ params.keys()
-        if wrong:
-            raise CandidateError(f"a native candidate has no or needs {', '.join(sorted(wrong))}")
+        unknown, missing = params.keys() - types.keys(), types.keys() - params.keys()
+        if unknown:
+            raise CandidateError(f"a native candidate has no {', '.join(sorted(unknown))}")
+        if missing:
+            raise CandidateError(f"a native candidate needs {', '.join(sorted(missing))}")
         for name, kind in types.items():
             if type(params[name]) is not kind:
                 raise CandidateError(

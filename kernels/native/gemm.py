@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,13 @@ from slidesparse.kernels.launch import QUANTISED, check_rows, check_shape, check
 from slidesparse.kernels.native.config import NativeConfig
 from slidesparse.kernels.native.program import bind_thread, checked, is_loaded, launch_config, load
 from slidesparse.kernels.native.source import Variant
-from slidesparse.kernels.native.weight import BLOCK, K_ALIGNMENT, SLAB, PackedWeight
+from slidesparse.kernels.native.weight import (
+    BLOCK,
+    K_ALIGNMENT,
+    SLAB,
+    PackedWeight,
+    stored_blocks,
+)
 from slidesparse.problem import DType
 from slidesparse.tensors import DTYPES
 
@@ -25,6 +31,7 @@ N_ALIGNMENT = 8
 ADDRESS_ALIGNMENT = 16
 LARGEST = 2**31 - 2**12
 """Rows and tiles are counted in 32 bits, past the end of the last tile."""
+
 OUTPUTS = {
     DType.FP8: (DType.BF16, DType.FP16),
     DType.INT8: (DType.BF16, DType.FP16, DType.INT32),
@@ -49,10 +56,10 @@ def refusal(n: int, k: int, dtype: DType, out: DType, bias: bool = False) -> str
         return f"the native kernel gives {names} from {dtype}, not {out}"
     if bias and out is DType.INT32:
         return "an int32 output of the native kernel is the raw sums: no bias"
-    if k % K_ALIGNMENT:
-        return f"K'={k} is not a multiple of {K_ALIGNMENT}; pad it to {-(-k // 32) * 32}"
-    if n % N_ALIGNMENT and out is not DType.INT32:
-        return f"N={n} is not a multiple of {N_ALIGNMENT}; pad it to {-(-n // 8) * 8}"
+    n_step = 1 if out is DType.INT32 else N_ALIGNMENT
+    for name, size, step in (("K'", k, K_ALIGNMENT), ("N", n, n_step)):
+        if size % step:
+            return f"{name}={size} is not a multiple of {step}; pad it to {-(-size // step) * step}"
     return None
 
 
@@ -71,7 +78,7 @@ def variant_of(config: NativeConfig, k: int, dtype: DType, out: DType) -> Varian
 def unfit(config: NativeConfig, k: int) -> str | None:
     """Why a configuration cannot run a K', or None: whole pairs of stages for every block."""
     stages, _ = stages_of(config, k)
-    stored = -(-k // (4 * BLOCK)) * 4
+    stored = stored_blocks(k)
     if stages * config.blocks > stored:
         return (
             f"{stages} stages of {config.blocks} blocks pass the {stored} that K'={k} is stored in"
@@ -164,9 +171,10 @@ class NativeGemm:
             start = tensor.data_ptr() % ADDRESS_ALIGNMENT
             if start:
                 raise KernelError(f"{name} starts {start} bytes past a multiple of 16")
-        if x.shape[0] > 1 and x.stride(0) % ADDRESS_ALIGNMENT:
+        if x.shape[0] > 1 and (x.stride(0) % ADDRESS_ALIGNMENT or x.stride(0) < weight.k):
             raise KernelError(
-                f"rows of x are {x.stride(0)} bytes apart; a multiple of 16 is needed"
+                f"rows of x are {x.stride(0)} bytes apart; a multiple of 16 and at least "
+                f"{weight.k} is needed"
             )
         if self.variant.scaled:
             if w_scale is None or x_scale is None:
@@ -235,11 +243,22 @@ class Launch:
             return
         from cuda.bindings import driver
 
-        bind_thread(self._device)
         self._launch.hStream = stream
-        checked(
-            driver.cuLaunchKernelEx(self._launch, self._function, self._arguments.ctypes.data, 0)
-        )
+        # The default stream's handle is that of whatever device is current.
+        with _on(self._device):
+            bind_thread(self._device)
+            checked(
+                driver.cuLaunchKernelEx(
+                    self._launch, self._function, self._arguments.ctypes.data, 0
+                )
+            )
+
+
+def _on(device: int) -> AbstractContextManager[None]:
+    """That device as the current one, at no cost where it already is."""
+    if torch.cuda.current_device() == device:
+        return nullcontext()
+    return torch.cuda.device(device)
 
 
 def _check_dtype(x: torch.Tensor, dtype: torch.dtype) -> None:

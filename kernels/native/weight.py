@@ -25,6 +25,7 @@ import torch
 
 from slidesparse.errors import KernelError, PatternError
 from slidesparse.kernels import reference
+from slidesparse.kernels.launch import QUANTISED
 from slidesparse.kernels.pack import pack24_op
 
 SLAB = 64
@@ -57,12 +58,26 @@ class PackedWeight:
         n: output channels.
         k: columns K' of the 2:4 matrix.
         dtype: of the values, torch.float8_e4m3fn or torch.int8.
+
+    Raises:
+        KernelError: `data` is not what a weight of n, k and dtype is packed into.
     """
 
     data: torch.Tensor
     n: int
     k: int
     dtype: torch.dtype
+
+    def __post_init__(self) -> None:
+        """Refuse data that a kernel would read past."""
+        if self.dtype not in QUANTISED:
+            raise KernelError(f"a packed weight cannot be {self.dtype}; use float8_e4m3fn or int8")
+        data, shape = self.data, (-(-self.n // SLAB), stored_blocks(self.k), BLOCK_BYTES)
+        if data.dtype is not torch.uint8 or tuple(data.shape) != shape or not data.is_contiguous():
+            raise KernelError(
+                f"packed data of N={self.n}, K'={self.k} is {data.dtype} {tuple(data.shape)} with "
+                f"strides {data.stride()}; contiguous uint8 {list(shape)} is needed"
+            )
 
     @property
     def blocks(self) -> int:
@@ -87,7 +102,7 @@ def pack(w: torch.Tensor) -> PackedWeight:
         raise KernelError(f"w has shape {tuple(w.shape)}; [N, K'] with N, K' >= 1 is needed")
     n, k = w.shape
     slabs = -(-n // SLAB)
-    blocks = -(-k // (BLOCK * BLOCK_ALIGNMENT)) * BLOCK_ALIGNMENT
+    blocks = stored_blocks(k)
     data = torch.empty((slabs, blocks, BLOCK_BYTES), dtype=torch.uint8, device=w.device)
     for start in range(0, slabs, STEP_SLABS):
         stop = min(start + STEP_SLABS, slabs)
@@ -95,6 +110,11 @@ def pack(w: torch.Tensor) -> PackedWeight:
     if w.is_cuda:
         torch.cuda.current_stream(w.device).synchronize()
     return PackedWeight(data, n, k, w.dtype)
+
+
+def stored_blocks(k: int) -> int:
+    """Blocks that a slab of a weight with K' = `k` columns is stored in, padding included."""
+    return -(-k // (BLOCK * BLOCK_ALIGNMENT)) * BLOCK_ALIGNMENT
 
 
 def unpack(weight: PackedWeight) -> torch.Tensor:

@@ -147,10 +147,10 @@ def test_shapes_of_a_launch():
 
 
 def test_labels_say_what_differs():
-    assert PLAIN.label == "128x256x128 stages=4 raster=w16"
-    assert SPLIT.label == "64x32x128 stages=10 cluster=1x1x4 raster=w16"
+    assert PLAIN.label == "128x256x128 stages=4 stores=3x64 raster=w16"
+    assert SPLIT.label == "64x32x128 stages=10 cluster=1x1x4 stores=2x8 raster=w16"
     twice = NativeConfig(1, 64, 4, 2, resident=2, group=8, along_x=True)
-    assert twice.label == "64x64x256 stages=2 resident=2 raster=x8"
+    assert twice.label == "64x64x256 stages=2 resident=2 stores=3x64 raster=x8"
 
 
 def made(**values):
@@ -225,13 +225,13 @@ def without(name):
 
 
 PARAMS = {
-    "one missing": (without("tokens"), r"has no or needs tokens$"),
+    "one missing": (without("tokens"), r"a native candidate needs tokens$"),
     "two missing": (
         {k: v for k, v in without("tokens").items() if k != "box"},
-        r"has no or needs box, tokens$",
+        r"a native candidate needs box, tokens$",
     ),
-    "none": ({}, r"has no or needs along_x, blocks, .*, tokens$"),
-    "one unknown": ({**PLAIN.params(), "warps": 4}, r"has no or needs warps$"),
+    "none": ({}, r"a native candidate needs along_x, blocks, .*, tokens$"),
+    "one unknown": ({**PLAIN.params(), "warps": 4}, r"a native candidate has no warps$"),
     "text": ({**PLAIN.params(), "tokens": "256"}, r"^native tokens='256' is not of type int$"),
     "half a stage": ({**PLAIN.params(), "stages": 2.5}, r"^native stages=2.5 is not of type int$"),
     "a whole float": ({**PLAIN.params(), "stages": 4.0}, r"^native stages=4.0 is not of type int$"),

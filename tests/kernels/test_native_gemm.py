@@ -189,8 +189,20 @@ BAD = {
     ),
     "x starts 4 bytes past a multiple of 16": (off(rows(), 4), outputs(), SCALE, ONES),
     "out starts 2 bytes past a multiple of 16": (rows(), off(outputs(), 2), SCALE, ONES),
-    "rows of x are 136 bytes apart; a multiple of 16 is needed": (
+    f"rows of x are {K + 8} bytes apart; a multiple of 16 and at least {K} is needed": (
         rows(gap=8),
+        outputs(),
+        SCALE,
+        ONES,
+    ),
+    f"rows of x are 16 bytes apart; a multiple of 16 and at least {K} is needed": (
+        rows(k=M * 16 + K).view(-1).as_strided((M, K), (16, 1)),
+        outputs(),
+        SCALE,
+        ONES,
+    ),
+    f"rows of x are 0 bytes apart; a multiple of 16 and at least {K} is needed": (
+        rows()[:1].expand(M, K),
         outputs(),
         SCALE,
         ONES,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import kernel_checks as checks
 import numpy as np
 import pytest
@@ -232,4 +234,23 @@ WRONG = {
 def test_wrong_weights_are_refused_with_the_values(message):
     with pytest.raises(KernelError) as raised:
         WRONG[message]()
+    assert message in str(raised.value)
+
+
+PACKED = pack(torch.zeros(96, 64, dtype=torch.int8))
+
+DAMAGED = {
+    "float": ({"dtype": torch.float32}, "cannot be torch.float32; use float8_e4m3fn or int8"),
+    "more channels": ({"n": 129}, "contiguous uint8 [3, 4, 2560] is needed"),
+    "more columns": ({"k": 320}, "contiguous uint8 [2, 8, 2560] is needed"),
+    "other bytes": ({"data": PACKED.data.view(torch.int8)}, "is torch.int8 (2, 4, 2560)"),
+    "strided": ({"data": PACKED.data.transpose(0, 1).contiguous().transpose(0, 1)}, "with strides"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_data_that_a_kernel_would_read_past_is_refused(case):
+    changes, message = DAMAGED[case]
+    with pytest.raises(KernelError) as raised:
+        replace(PACKED, **changes)
     assert message in str(raised.value)

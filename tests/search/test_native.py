@@ -333,8 +333,8 @@ class TestPrepare:
     @pytest.mark.parametrize(
         ("candidate", "message"),
         [
-            (Candidate("native", {}, True), "a native candidate has no or needs along_x, blocks"),
-            (candidate_of(tile=3), "has no or needs tile"),
+            (Candidate("native", {}, True), "a native candidate needs along_x, blocks"),
+            (candidate_of(tile=3), "a native candidate has no tile"),
             (candidate_of(tokens="64"), "native tokens='64' is not of type int"),
             (candidate_of(slabs=True), "native slabs=True is not of type int"),
             (candidate_of(tokens=1000), "tokens=1000 is not between 8 and 256"),

@@ -341,7 +341,9 @@ REFUSED = {
     ),
     "x is on cpu and the rows are on cuda:0": call(x=lambda: columns(K).cpu()),
     "x starts 8 bytes past a multiple of 16": call(x=lambda: columns(K + 16, start=8)),
-    "rows of x are 136 bytes apart; a multiple of 16 is needed": call(x=lambda: columns(K + 8)),
+    "rows of x are 136 bytes apart; a multiple of 16 and at least 128 is needed": call(
+        x=lambda: columns(K + 8)
+    ),
     "an output of torch.bfloat16 needs w_scale and x_scale": call(w_scale=lambda: None),
     "an output of torch.float16 needs w_scale and x_scale": call(made=FP16, x_scale=lambda: None),
     "an int32 output is the raw sums: no scales and no bias": call(

@@ -124,8 +124,8 @@ BROKEN = {
     "bytes of shared memory are more than": {**GOOD, "stages": 16, "tokens": 128, "blocks": 8},
     "native tokens='64' is not of type int": {**GOOD, "tokens": "64"},
     "native along_x=0 is not of type bool": {**GOOD, "along_x": 0},
-    "a native candidate has no or needs colour": {**GOOD, "colour": 3},
-    "a native candidate has no or needs tokens": {k: v for k, v in GOOD.items() if k != "tokens"},
+    "a native candidate has no colour": {**GOOD, "colour": 3},
+    "a native candidate needs tokens": {k: v for k, v in GOOD.items() if k != "tokens"},
     "8 blocks of a cluster cannot share 8 stages": {**GOOD, "cluster_k": 8, "box": 8},
     "does not compile": {**GOOD, "tokens": 40, "box": 8},
 }
