@@ -2,6 +2,7 @@
 
 constexpr int SHARING = CLUSTER_W * CLUSTER_X;   // blocks that copy for each other
 constexpr int CLUSTER = SHARING * CLUSTER_K;
+constexpr int RELEASES = 4 * SLABS * SHARING * (TRACED ? 32 : 1);  // of a stage, by warps or lanes
 static_assert(CLUSTER_K == 1 || SHARING == 1, "a cluster either shares operands or splits K");
 static_assert(CLUSTER_K == 1 || !ODD, "a cluster splits an even number of stages");
 constexpr int BLOCK_VALUES = 2048;               // 64 channels x 32 of 64 weights

@@ -125,11 +125,15 @@ __device__ __forceinline__ void finish(Accumulator (&sums)[TOKENS / 2]) {
 }
 
 // One lane of each warp tells every block of the cluster that a stage may be overwritten, after all
-// lanes have read their metadata.
+// lanes have read their metadata. The compiler knows that the warp is converged and leaves nothing of
+// the __syncwarp for a tool to see; in a traced build each lane speaks for itself.
 __device__ __forceinline__ void release(u32 base, u32 stage, u32 lane) {
   __syncwarp();
   const u32 empty = base + AT_EMPTY + 8 * stage;
-  if constexpr (SHARING == 1) {
+  if constexpr (TRACED) {
+#pragma unroll
+    for (int rank = 0; rank < SHARING; ++rank) barrier_arrive_at(empty, rank);
+  } else if constexpr (SHARING == 1) {
     if (lane == 0) barrier_arrive(empty);
   } else {
     if (lane < SHARING) barrier_arrive_at(empty, lane);
@@ -151,7 +155,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < STAGES; ++stage) {
       barrier_init(base + AT_FULL + 8 * stage, 1);
-      barrier_init(base + AT_EMPTY + 8 * stage, 4 * SLABS * SHARING);
+      barrier_init(base + AT_EMPTY + 8 * stage, RELEASES);
     }
     for (int slab = 0; slab < SLABS; ++slab) {
       barrier_init(base + AT_SUMMED + 16 * slab, 1);

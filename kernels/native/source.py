@@ -24,12 +24,15 @@ class Variant:
         dtype: of the operands.
         out: BF16 or FP16 with scales, INT32 for raw INT8 sums.
         odd: whether K' takes an odd number of stages.
+        traced: whether every lane releases a stage, where one does for its warp: slower, but what
+            a race checker can follow.
     """
 
     config: NativeConfig
     dtype: DType
     out: DType
     odd: bool
+    traced: bool = False
 
     @property
     def scaled(self) -> bool:
@@ -55,6 +58,7 @@ class Variant:
             "FP8": int(self.dtype is DType.FP8),
             "SCALED": int(self.scaled),
             "OUT_FP16": int(self.out is DType.FP16),
+            "TRACED": int(self.traced),
         }
 
 

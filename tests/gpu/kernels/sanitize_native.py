@@ -1,13 +1,19 @@
 """What compute-sanitizer runs for test_native_run.py: small native GEMMs, checked as well.
 
+With --traced every lane releases a stage: racecheck follows barriers lane by lane and would report
+what the other lanes of a converged warp read.
+
 Weights are packed on the CPU, so that next to nothing but the kernel itself is instrumented.
 """
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
+
 import torch
 
-from slidesparse.kernels.native import NativeConfig, NativeGemm, PackedWeight, pack
+from slidesparse.kernels.native import NativeConfig, NativeGemm, PackedWeight, gemm, pack
 
 FP8, INT8 = torch.float8_e4m3fn, torch.int8
 BF16, INT32 = torch.bfloat16, torch.int32
@@ -71,6 +77,9 @@ def check(name: str, config: NativeConfig, out: torch.dtype, m: int) -> None:
 
 
 def main() -> None:
+    if sys.argv[1:] == ["--traced"]:
+        plain = gemm.variant_of
+        gemm.variant_of = lambda *arguments: replace(plain(*arguments), traced=True)
     torch.manual_seed(0)
     sms = torch.cuda.get_device_properties(0).multi_processor_count
     for name, config, out, m in CASES:

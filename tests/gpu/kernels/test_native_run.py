@@ -429,7 +429,7 @@ def test_compute_sanitizer_finds_nothing(tool):
     command = [
         *(program, "--tool", tool, "--error-exitcode", str(SANITIZER_FAILED)),
         *("--target-processes", "application-only", "--report-api-errors", "no"),
-        *(sys.executable, str(SCRIPT)),
+        *(sys.executable, str(SCRIPT), *(["--traced"] if tool == "racecheck" else [])),
     ]
     environment = {
         **os.environ,
