@@ -158,7 +158,7 @@ def test_a_prepared_candidate_keeps_its_scales(gpu, scales, seed):
     """One scale for everything becomes vectors: freed ones would be overwritten by what follows."""
     problem = GemmProblem(129, 512, 512, FP8, DType.BF16, scales, TWO_FOUR)
     device = torch.device(str(gpu))
-    operands = Operands(problem, make_weight(problem, device, seed), device, seed, 0)
+    operands = Operands(problem, make_weight(problem, device, seed), device, seed + 1, 0)
     backend = NativeSparse()
     candidate = backend.candidates(problem, Effort.QUICK)[0]
     runner = backend.prepare(problem, candidate, operands)
