@@ -31,6 +31,18 @@ class ModelError(UsageError):
     """A model that is unknown, unreadable or of an unsupported architecture."""
 
 
+class RecipeError(UsageError):
+    """A recipe that cannot be read or names what does not exist."""
+
+
+class CheckpointError(SlideSparseError):
+    """A checkpoint that is damaged, incomplete, of an unknown form, or cannot be written."""
+
+
+class CalibrationError(SlideSparseError):
+    """Calibration text that is missing, too short, or gives inputs that cannot be used."""
+
+
 class DeviceError(SlideSparseError):
     """A device that is missing or lacks what the caller asked for."""
 

@@ -1,0 +1,1 @@
+"""What pruning and quantising cost: perplexity, agreement, divergence, and patterns per layer."""

@@ -1,0 +1,1 @@
+"""Linear layers that run the fastest planned GEMM, dense or sparse."""
