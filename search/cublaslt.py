@@ -19,13 +19,13 @@ from slidesparse.search.backend import Availability, Backend, Effort
 from slidesparse.search.nvidia import (
     alignment_refusal,
     fp8_refusal,
-    host_float,
     library_availability,
 )
+from slidesparse.search.unfused import SCALED_OUTPUTS, raw_product, scaled_after, scratch
 from slidesparse.timing import Runner
 
 if TYPE_CHECKING:
-    from slidesparse.search.cublaslt_api import Handle
+    from slidesparse.kernels.blas.cublaslt import Handle
     from slidesparse.search.operands import Operands
 
 ALIGNMENT = 16
@@ -60,15 +60,15 @@ class CublasLt(Backend):
 
     def refusal(self, problem: GemmProblem, device: Device) -> str | None:
         """Refuse outputs, scale modes and alignments that the library does not have."""
-        outputs = OUTPUTS[problem.dtype]
+        outputs = SCALED_OUTPUTS if _unfused(problem) else OUTPUTS[problem.dtype]
         if problem.out not in outputs:
             names = " or ".join(map(str, outputs))
             return f"{problem.dtype} gives {names} in cuBLASLt, not {problem.out}"
-        if problem.bias and problem.dtype is DType.INT8:
+        if problem.bias and problem.dtype is DType.INT8 and not _unfused(problem):
             return "cuBLASLt adds no bias to INT8 products here"
-        if problem.scales is Scales.ROWCOL:
+        if problem.scales is Scales.ROWCOL and not _unfused(problem):
             sm = detect(device).sm
-            if problem.dtype is DType.INT8 or sm != OUTER_VECTOR_SM:
+            if sm != OUTER_VECTOR_SM:
                 return f"cuBLASLt has no row x column scales for {problem.dtype} on {spell_sm(sm)}"
         return fp8_refusal(problem, device) or alignment_refusal(problem, ALIGNMENT, ALIGNMENT)
 
@@ -82,6 +82,7 @@ class CublasLt(Backend):
         """
         from slidesparse.search.cublaslt_space import accepted, enumerate_space
 
+        problem = _product(problem)
         found: dict[str, Candidate] = {}
         for fast in self._accumulations(problem):
             proposals = self._api.heuristic(problem, fast, REQUESTED, WORKSPACES[0])
@@ -113,6 +114,7 @@ class CublasLt(Backend):
         """Vary what the heuristic leaves to chance: cluster, custom option, split-K, swizzle."""
         from slidesparse.search.cublaslt_space import vary
 
+        problem = _product(problem)
         fast = bool(candidate.params["fast_accum"])
         algo = bytes.fromhex(str(candidate.params["algo"]))
         wide = effort is Effort.FULL
@@ -120,34 +122,43 @@ class CublasLt(Backend):
 
     def prepare(self, problem: GemmProblem, candidate: Candidate, operands: Operands) -> Runner:
         """Check the algorithm against the problem and bind pointers."""
-        from slidesparse.search.cublaslt_api import Matmul
+        from slidesparse.kernels.blas.cublaslt import Matmul
+        from slidesparse.kernels.blas.descriptors import host_float
 
         try:
             algo = bytes.fromhex(str(candidate.params["algo"]))
         except (KeyError, ValueError) as error:
             raise CandidateError(f"not a cuBLASLt candidate: {candidate.label}") from error
         fast = bool(candidate.params.get("fast_accum", False))
-        matmul = Matmul(self._api, problem, fast)
+        unfused = _unfused(problem)
+        matmul = Matmul(self._api, _product(problem), fast)
         matmul.bind_scales(operands.x_scale.data_ptr(), operands.w_scale.data_ptr())
-        if operands.bias is not None:
+        if operands.bias is not None and not unfused:
             matmul.bind_bias(operands.bias.data_ptr())
         checked, needed = matmul.check(algo)
-        workspace = operands.workspace(needed)
+        if unfused:
+            product, workspace = scratch(problem, operands, needed)
+            outputs = [product.data_ptr()] * operands.sets
+        else:
+            workspace = operands.workspace(needed)
+            outputs = [operands.out(i).data_ptr() for i in range(operands.sets)]
         alpha = operands.alpha if problem.dtype is DType.INT8 else 1.0
         launch = matmul.launcher(
             checked,
             host_float(alpha),
             [
-                (operands.w(i).data_ptr(), operands.x(i).data_ptr(), operands.out(i).data_ptr())
+                (operands.w(i).data_ptr(), operands.x(i).data_ptr(), outputs[i])
                 for i in range(operands.sets)
             ],
             (workspace.data_ptr(), needed),
         )
+        if unfused:
+            return scaled_after(launch, problem, operands, product, needed)
         return Runner(launch, needed)
 
     @cached_property
     def _api(self) -> Handle:
-        from slidesparse.search.cublaslt_api import Handle
+        from slidesparse.kernels.blas.cublaslt import Handle
 
         return Handle()
 
@@ -161,3 +172,13 @@ class CublasLt(Backend):
             fields["fast"] = True
         params: dict[str, Param] = {"algo": algo.hex(), "fast_accum": fast}
         return Candidate(self.name, params, self.sparse, fields)
+
+
+def _unfused(problem: GemmProblem) -> bool:
+    """Whether the scales need a pass of their own: the library fuses none with INT8."""
+    return problem.dtype is DType.INT8 and problem.scales is Scales.ROWCOL
+
+
+def _product(problem: GemmProblem) -> GemmProblem:
+    """What the library itself computes."""
+    return raw_product(problem) if _unfused(problem) else problem

@@ -12,9 +12,9 @@ import numpy.typing as npt
 from nvmath.bindings import cublasLt as lt
 
 from slidesparse.errors import CandidateError
+from slidesparse.kernels.blas.cublaslt import UNREAD, Handle, Matmul, as_algo, read_config
+from slidesparse.kernels.blas.descriptors import CUDA_DTYPE, set_attribute
 from slidesparse.problem import GemmProblem
-from slidesparse.search.cublaslt_api import UNREAD, Handle, Matmul, as_algo, read_config
-from slidesparse.search.nvidia import CUDA_DTYPE, set_attribute
 
 Cap = lt.MatmulAlgoCapAttribute
 Config = lt.MatmulAlgoConfigAttribute

@@ -19,12 +19,13 @@ from slidesparse.search.nvidia import (
     fp8_refusal,
     library_availability,
 )
+from slidesparse.search.unfused import SCALED_OUTPUTS, raw_product, scaled_after, scratch
 from slidesparse.timing import Runner
 
 if TYPE_CHECKING:
     import torch
 
-    from slidesparse.search.cusparselt_api import Handle, Plan
+    from slidesparse.kernels.blas.cusparselt import Handle, Plan
     from slidesparse.search.operands import Operands
 
 N_ALIGNMENT = 32
@@ -59,13 +60,12 @@ class CusparseLt(Backend):
         sm = detect(device).sm
         if sm < SPARSE_SM:
             return f"sparse tensor cores need SM 8.0 or newer and this is {spell_sm(sm)}"
-        outputs = OUTPUTS[problem.dtype]
+        unfused = problem.scales is Scales.ROWCOL
+        outputs = SCALED_OUTPUTS if unfused else OUTPUTS[problem.dtype]
         if problem.out not in outputs:
             names = ", ".join(map(str, outputs))
             return f"{problem.dtype} gives {names} in cuSPARSELt, not {problem.out}"
-        if problem.scales is Scales.ROWCOL:
-            return "cuSPARSELt fuses no per-token scale; a dequantise pass would have to follow"
-        if problem.bias:
+        if problem.bias and not unfused:
             return "the cuSPARSELt backend adds no bias"
         return fp8_refusal(problem, device) or alignment_refusal(problem, N_ALIGNMENT, 1)
 
@@ -94,36 +94,45 @@ class CusparseLt(Backend):
         return self._split(self._plan(problem), modes, [int(params["algorithm"])])
 
     def prepare(self, problem: GemmProblem, candidate: Candidate, operands: Operands) -> Runner:
-        """Plan the candidate and bind pointers; the compressed weight is shared."""
+        """Plan the candidate and bind pointers; the compressed weight is shared.
+
+        Scales per token and channel are none of the library's: a pass over the output follows.
+        """
         plan = self._plan(problem)
         plan.select(candidate.params)
         needed = plan.workspace()
-        workspace = operands.workspace(needed)
+        unfused = problem.scales is Scales.ROWCOL
+        if unfused:
+            product, workspace = scratch(problem, operands, needed)
+            outputs = [product.data_ptr()] * operands.sets
+        else:
+            workspace = operands.workspace(needed)
+            outputs = [operands.out(i).data_ptr() for i in range(operands.sets)]
         # The compressed bytes do not depend on M or the algorithm (checked on an H200).
         compressed = operands.rotate(self.name, lambda: self._compress(plan, operands))
         launch = plan.launcher(
             operands.alpha,
             [
-                (
-                    compressed[i].data_ptr(),
-                    operands.x_lifted(i).data_ptr(),
-                    operands.out(i).data_ptr(),
-                )
+                (compressed[i].data_ptr(), operands.x_lifted(i).data_ptr(), outputs[i])
                 for i in range(operands.sets)
             ],
             workspace.data_ptr(),
         )
+        if unfused:
+            return scaled_after(launch, problem, operands, product, needed)
         return Runner(launch, needed)
 
     @cached_property
     def _api(self) -> Handle:
-        from slidesparse.search.cusparselt_api import Handle
+        from slidesparse.kernels.blas.cusparselt import Handle
 
         return Handle()
 
     def _plan(self, problem: GemmProblem) -> Plan:
-        from slidesparse.search.cusparselt_api import Plan
+        from slidesparse.kernels.blas.cusparselt import Plan
 
+        if problem.scales is Scales.ROWCOL:
+            problem = raw_product(problem)
         return Plan(self._api, problem)
 
     def _compress(self, plan: Plan, operands: Operands) -> torch.Tensor:

@@ -13,12 +13,10 @@ from typing import Any
 import torch
 
 from slidesparse.kernels import reference
+from slidesparse.kernels.blas.descriptors import ROW_ALIGNMENT
 from slidesparse.problem import DType, GemmProblem, Scales
 from slidesparse.slide import lift, prune_magnitude, slide
 from slidesparse.tensors import TOP, TORCH_DTYPES
-
-ROW_ALIGNMENT = 16
-"""Rows of X and D are allocated in multiples of this: sparse libraries refuse a ragged M."""
 
 COLD_FACTOR = 3
 """The rotated buffers are this many times larger than the L2 cache."""

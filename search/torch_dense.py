@@ -10,6 +10,7 @@ from slidesparse.errors import CandidateError
 from slidesparse.problem import DType, GemmProblem, Scales
 from slidesparse.search.backend import Availability, Backend, Effort
 from slidesparse.search.nvidia import alignment_refusal, fp8_refusal, needs_gpu
+from slidesparse.search.unfused import SCALED_OUTPUTS, scaled_after, scratch
 from slidesparse.timing import Runner
 
 if TYPE_CHECKING:
@@ -36,7 +37,8 @@ class TorchDense(Backend):
     def refusal(self, problem: GemmProblem, device: Device) -> str | None:
         """Refuse what the two functions do not take."""
         if problem.dtype is DType.INT8:
-            if problem.out is not DType.INT32 or problem.bias:
+            unfused = self._rowwise_only(problem) and problem.out in SCALED_OUTPUTS
+            if not unfused and (problem.out is not DType.INT32 or problem.bias):
                 return "torch._int_mm gives int32 without a bias"
             if problem.m < INT_MM_SMALLEST_M:
                 return f"torch._int_mm refuses M={problem.m}, it takes more than 16 rows"
@@ -65,11 +67,16 @@ class TorchDense(Backend):
         function = candidate.params.get("function")
         fast = bool(candidate.params.get("fast_accum", False))
         if function == "int_mm":
+            unfused = self._rowwise_only(problem)
+            product = scratch(problem, operands, 0)[0] if unfused else None
 
             def launch_int(index: int, stream: int) -> None:
-                torch._int_mm(operands.x(index), operands.w(index).t(), out=operands.out(index))
+                out = operands.out(index) if product is None else product
+                torch._int_mm(operands.x(index), operands.w(index).t(), out=out)
 
-            return Runner(launch_int)
+            if product is None:
+                return Runner(launch_int)
+            return scaled_after(launch_int, problem, operands, product)
         if function not in {"scaled_mm", "scaled_mm_rowwise"}:
             raise CandidateError(f"torch has no candidate {function!r}")
         x_scale, w_scale = _scales(operands, rowwise=function == "scaled_mm_rowwise")

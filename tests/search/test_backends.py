@@ -52,6 +52,8 @@ def row_wise(sm):
     return f"torch._scaled_mm row-wise needs SM 9.0 or newer and this is SM {sm}"
 
 
+UNFUSED = replace(INT8, out=DType.BF16, scales=Scales.ROWCOL)
+
 NO_SPARSE = "sparse tensor cores need SM 8.0 or newer and this is SM 7.0"
 
 
@@ -118,14 +120,18 @@ def test_refusals_by_compute_capability(refusal, name, problem, wanted):
         (
             "cublaslt",
             replace(INT8, out=DType.INT8, scales=Scales.ROWCOL),
-            "cuBLASLt has no row x column scales for int8 on SM 9.0",
+            "int8 gives bf16 or fp16 or fp32 in cuBLASLt, not int8",
         ),
+        ("cublaslt", UNFUSED, None),
+        ("cublaslt", replace(UNFUSED, bias=True, out=DType.FP32), None),
         ("cusparselt", replace(FP8, n=272), "N=272 is not a multiple of 32; pad it to 288"),
         ("cusparselt", replace(FP8, k=3588), None),  # K' is padded, so any K will do.
+        ("cusparselt", ROWCOL, None),
+        ("cusparselt", replace(UNFUSED, bias=True), None),
         (
             "cusparselt",
-            ROWCOL,
-            "cuSPARSELt fuses no per-token scale; a dequantise pass would have to follow",
+            replace(UNFUSED, out=DType.INT8),
+            "int8 gives bf16, fp16, fp32 in cuSPARSELt, not int8",
         ),
         ("cusparselt", replace(FP8, bias=True), "the cuSPARSELt backend adds no bias"),
         (
@@ -137,6 +143,12 @@ def test_refusals_by_compute_capability(refusal, name, problem, wanted):
         ("torch", replace(FP8, n=250), "N=250 is not a multiple of 16; pad it to 256"),
         ("torch", replace(INT8, m=16), "torch._int_mm refuses M=16, it takes more than 16 rows"),
         ("torch", replace(INT8, m=17), None),
+        ("torch", replace(UNFUSED, bias=True), None),
+        (
+            "torch",
+            replace(UNFUSED, out=DType.INT8),
+            "torch._int_mm gives int32 without a bias",
+        ),
         ("torch", replace(INT8, bias=True), "torch._int_mm gives int32 without a bias"),
         (
             "torch",

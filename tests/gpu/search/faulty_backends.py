@@ -4,8 +4,8 @@ import torch
 
 from slidesparse.candidate import Candidate
 from slidesparse.search.cublaslt import CublasLt
-from slidesparse.search.cublaslt_api import Matmul
-from slidesparse.search.nvidia import host_float
+from slidesparse.kernels.blas.cublaslt import Matmul
+from slidesparse.kernels.blas.descriptors import host_float
 from slidesparse.timing import Runner
 
 

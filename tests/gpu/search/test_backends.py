@@ -22,6 +22,8 @@ FORMS = [
     (INT8, DType.INT8, Scales.TENSOR),
     (INT8, DType.BF16, Scales.TENSOR),
     (INT8, DType.FP16, Scales.TENSOR),
+    (INT8, DType.BF16, Scales.ROWCOL),
+    (INT8, DType.FP32, Scales.ROWCOL),
 ]
 SHAPES = [(1, 576, 576), (7, 4608, 3584), (129, 3584, 18944), (16, 272, 3584), (1000, 1536, 576)]
 PATTERNS = ["dense", "2:4", "4:6", "6:8", "8:10", "14:16"]
@@ -35,8 +37,8 @@ def session(gpu: Device, request: pytest.FixtureRequest) -> Session:
 def offered(problem: GemmProblem) -> bool:
     """Whether some library has this form at all: what it must then also run."""
     dense = problem.pattern.dense
-    if problem.scales is Scales.ROWCOL:
-        return dense and problem.out is DType.BF16
+    if dense and problem.scales is Scales.ROWCOL:
+        return problem.dtype is INT8 or problem.out is DType.BF16
     if dense:
         return problem.dtype is FP8 or problem.out in {DType.INT32, DType.INT8}
     return problem.n % 32 == 0
@@ -74,7 +76,7 @@ def test_torchao_is_right_where_it_is_installed(gpu, pattern, seed):
 
 
 def test_the_weight_is_compressed_once_for_all_m(session, monkeypatch):
-    from slidesparse.search.cusparselt_api import Plan
+    from slidesparse.kernels.blas.cusparselt import Plan
 
     calls = []
     compress = Plan.compress

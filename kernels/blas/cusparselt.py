@@ -1,4 +1,4 @@
-"""The part of the cuSPARSELt API that the backend uses, with ownership of its descriptors.
+"""The part of the cuSPARSELt API that is used, with ownership of its descriptors.
 
 D [M, N] row-major is column-major N x M: A is the slid weight [N, K'] (structured, column-major
 K' x N, transposed), B is the lifted activations [M, K'] (column-major K' x M).
@@ -15,9 +15,14 @@ from nvmath.bindings import cusparseLt as slt
 
 from slidesparse.candidate import Param
 from slidesparse.errors import CandidateError
+from slidesparse.kernels.blas.descriptors import (
+    CUDA_DTYPE,
+    ROW_ALIGNMENT,
+    host_float,
+    own,
+    set_attribute,
+)
 from slidesparse.problem import DType, GemmProblem
-from slidesparse.search.nvidia import CUDA_DTYPE, host_float, own, set_attribute
-from slidesparse.search.operands import ROW_ALIGNMENT
 
 OP_N, OP_T = 0, 1
 ORDER_COLUMN = 1

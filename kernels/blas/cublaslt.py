@@ -1,4 +1,4 @@
-"""The part of the cuBLASLt API that the backend uses, with ownership of its descriptors.
+"""The part of the cuBLASLt API that is used, with ownership of its descriptors.
 
 D [M, N] row-major is column-major N x M, so A is W [N, K] (column-major K x N, transposed), B is X
 [M, K] (column-major K x M): the "TN" form, the only one that FP8 has.
@@ -14,8 +14,8 @@ import numpy.typing as npt
 from nvmath.bindings import cublasLt as lt
 
 from slidesparse.errors import CandidateError
+from slidesparse.kernels.blas.descriptors import CUDA_DTYPE, host_float, own, set_attribute
 from slidesparse.problem import DType, GemmProblem, Scales
-from slidesparse.search.nvidia import CUDA_DTYPE, host_float, own, set_attribute
 
 COMPUTE_32F, COMPUTE_32I = 68, 72
 """cublasComputeType_t values."""

@@ -1,0 +1,1 @@
+"""NVIDIA's own GEMM libraries through nvmath's bindings: cublaslt, cusparselt."""
