@@ -28,6 +28,9 @@ MOST_WORKSPACE = 64 << 20
 UNREAD = 16
 """A scale pointer for queries, which ask that one is set and aligned but do not read it."""
 
+_INT_ONE, _INT_ZERO = np.ones(1, dtype=np.int32), np.zeros(1, dtype=np.int32)
+_ZERO = host_float(0.0)
+
 Config = lt.MatmulAlgoConfigAttribute
 _DECODED = {
     "id": Config.ID,
@@ -115,7 +118,7 @@ class Matmul:
     def __init__(self, handle: Handle, problem: GemmProblem, fast: bool) -> None:
         """Describe the operation and the three matrices."""
         self.handle, self.problem = handle, problem
-        self._kept: list[npt.NDArray[Any]] = []
+        self._kept: dict[int, npt.NDArray[Any]] = {}
         integer = problem.dtype is DType.INT8
         self.compute = COMPUTE_32I if integer else COMPUTE_32F
         self.scale = CUDA_DTYPE[DType.INT32 if problem.out is DType.INT32 else DType.FP32]
@@ -186,39 +189,49 @@ class Matmul:
         workspace: tuple[int, int],
     ) -> Callable[[int, int], None]:
         """A function (set index, stream) that enqueues the product on that operand set."""
-        if self.problem.out is DType.INT32:
-            factors: tuple[npt.NDArray[Any], ...] = (
-                np.ones(1, dtype=np.int32),
-                np.zeros(1, dtype=np.int32),
-            )
-        else:
-            factors = (alpha, host_float(0.0))
-        one, zero = factors
-        a, b, c, d = self.layouts
-        scratch, size = workspace
 
         def launch(index: int, stream: int) -> None:
-            w, x, out = pointers[index % len(pointers)]
-            lt.matmul(
-                self.handle.value,
-                self.description,
-                one.ctypes.data,
-                w,
-                a,
-                x,
-                b,
-                zero.ctypes.data,
-                out,
-                c,
-                out,
-                d,
-                algo.ctypes.data,
-                scratch,
-                size,
-                stream,
-            )
+            self.run(algo, alpha, pointers[index % len(pointers)], workspace, stream)
 
         return launch
+
+    def run(
+        self,
+        algo: npt.NDArray[Any],
+        alpha: npt.NDArray[np.float32],
+        pointers: tuple[int, int, int],
+        workspace: tuple[int, int],
+        stream: int,
+    ) -> None:
+        """Enqueue the product.
+
+        Args:
+            algo: as `check` gave it.
+            alpha: factor in host memory; raw INT32 sums have none.
+            pointers: device addresses of W, X and D.
+            workspace: address and bytes of scratch memory.
+            stream: handle.
+        """
+        one, zero = (_INT_ONE, _INT_ZERO) if self.problem.out is DType.INT32 else (alpha, _ZERO)
+        w, x, out = pointers
+        a, b, c, d = self.layouts
+        lt.matmul(
+            self.handle.value,
+            self.description,
+            one.ctypes.data,
+            w,
+            a,
+            x,
+            b,
+            zero.ctypes.data,
+            out,
+            c,
+            out,
+            d,
+            algo.ctypes.data,
+            *workspace,
+            stream,
+        )
 
     def _layout(self, dtype: int, rows: int, columns: int) -> int:
         layout = lt.matrix_layout_create(dtype, rows, columns, rows)
@@ -232,7 +245,7 @@ class Matmul:
             attribute,
             value,
         )
-        self._kept.append(buffer)
+        self._kept[int(attribute)] = buffer
 
 
 def as_algo(algo: bytes) -> npt.NDArray[Any]:

@@ -188,7 +188,7 @@ class NativeGemm:
 
 
 class Launch:
-    """A GEMM whose operands are fixed and kept alive; for one thread at a time.
+    """A GEMM whose operands are fixed and, until `release`, kept alive; for one thread at a time.
 
     Args:
         gemm: what to run.
@@ -207,7 +207,10 @@ class Launch:
         """Describe the operands to the copy engine and the kernel."""
         self._function = gemm.loaded.function
         self._device = gemm.weight.data.device.index
-        self._operands = (gemm.weight.data, x, out, w_scale, x_scale, bias)
+        self._operands: tuple[torch.Tensor | None, ...] = (
+            *(gemm.weight.data, x, out),
+            *(w_scale, x_scale, bias),
+        )
         self._empty = x.shape[0] == 0
         if self._empty:
             return
@@ -236,6 +239,10 @@ class Launch:
             ],
             np.uint64,
         )
+
+    def release(self) -> None:
+        """Keep the operands alive no longer: whoever launches from now on does."""
+        self._operands = ()
 
     def __call__(self, stream: int) -> None:
         """Launch on a stream, given as the driver's handle; may be captured in a graph."""

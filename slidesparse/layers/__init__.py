@@ -1,1 +1,17 @@
 """Linear layers that run the fastest planned GEMM, dense or sparse."""
+
+from slidesparse.layers.layer_plan import LayerPlan, Step
+from slidesparse.layers.linear import SparseLinear
+from slidesparse.layers.planning import forget, plan_layer
+from slidesparse.layers.sparsify import sparsify_
+from slidesparse.layers.weight import SparseWeight
+
+__all__ = [
+    "LayerPlan",
+    "SparseLinear",
+    "SparseWeight",
+    "Step",
+    "forget",
+    "plan_layer",
+    "sparsify_",
+]

@@ -1,13 +1,14 @@
-"""slide(W) @ lift(x) == W @ x exactly, every window 2:4, and a weight that breaks it is refused."""
+"""slide(W) @ lift(x) == W @ x exactly, every window is 2:4, unslide undoes it, bad input fails."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from slidesparse import slide as module
 from slidesparse.errors import PatternError
 from slidesparse.pattern import DENSE, Pattern
-from slidesparse.slide import lift, prune_magnitude, slide
+from slidesparse.slide import detect_pattern, lift, prune_magnitude, slide, unslide
 
 FAMILY = [Pattern(2 * n - 2, 2 * n) for n in range(2, 10)]
 FLOATS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -212,3 +213,155 @@ def test_pruning_keeps_the_largest(pattern, rows, k, seed):
             wanted = w[row, start:stop].clone()
             wanted[order[:dropped]] = 0
             assert torch.equal(pruned[row, start:stop], wanted), (row, start)
+
+
+def greedy(row, pattern):
+    """The paper's assignment of one row of Python numbers, weight by weight."""
+    row = row + [0] * (-len(row) % pattern.block)
+    slid = []
+    for start in range(0, len(row), pattern.block):
+        left = row[start : start + pattern.block]
+        for window in range(pattern.windows):
+            four = [0] * 4
+            for place in range(4):
+                if left[2 * window + place] and sum(map(bool, four)) < 2:
+                    four[place], left[2 * window + place] = left[2 * window + place], 0
+            slid += four
+        assert not any(left)
+    return slid + [0] * (-len(slid) % 32)
+
+
+def sparse_integers(pattern, rows, k, seed):
+    """Blocks with anything from no non-zero to as many as the pattern allows."""
+    w = torch.randint(-3, 4, (rows, k), generator=generator(seed)).double()
+    return prune_magnitude(w, pattern)
+
+
+@given(
+    pattern=st.sampled_from(FAMILY),
+    rows=st.integers(1, 6),
+    k=st.integers(1, 70),
+    seed=st.integers(0, 2**31),
+)
+@settings(max_examples=150)
+def test_slide_is_the_greedy_and_unslide_undoes_it(pattern, rows, k, seed):
+    w = sparse_integers(pattern, rows, k, seed)
+    before = w.clone()
+    slid = slide(w, pattern)
+    assert slid.tolist() == [greedy(row, pattern) for row in w.tolist()]
+    assert torch.equal(unslide(slid, pattern, k), w)
+    assert torch.equal(w, before), "the input must not change"
+
+
+@pytest.mark.parametrize("dtype", [*FLOATS, torch.int8, torch.float8_e4m3fn], ids=str)
+@pytest.mark.parametrize("pattern", ["2:4", "6:8", "16:18"])
+def test_chunks_of_rows_give_the_same_and_name_the_right_row(dtype, pattern, seed, monkeypatch):
+    pattern = Pattern.parse(pattern)
+    w = (9 * pruned_integers(pattern, 23, 77, seed, top=9)).to(dtype)
+    whole, found = slide(w, pattern), detect_pattern(w)
+    monkeypatch.setattr(module, "_CHUNK_BYTES", 3000)
+    assert len(list(module._chunks(23, 80, dtype.itemsize))) > 2
+    assert torch.equal(slide(w, pattern).double(), whole.double())
+    assert torch.equal(unslide(whole, pattern, 77).double(), w.double())
+    assert detect_pattern(w) == found
+    w[20] = w[21] = 1
+    with pytest.raises(PatternError, match=f"row 20, block 0 .* holds {pattern.block} non-zeros"):
+        slide(w, pattern)
+    whole[20, 64:], whole[19] = 1, 0
+    with pytest.raises(PatternError, match="row 20"):
+        unslide(whole, pattern, 77)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int8, torch.float8_e4m3fn], ids=str)
+def test_a_transposed_weight_slides_like_its_copy(dtype, seed):
+    pattern = Pattern.parse("4:6")
+    w = pruned_integers(pattern, 8, 24, seed, top=9).to(dtype)
+    turned = w.t().contiguous().t()
+    assert not turned.is_contiguous()
+    assert torch.equal(slide(turned, pattern).double(), slide(w, pattern).double())
+    assert detect_pattern(turned) == pattern
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8, torch.float8_e4m3fn])
+def test_unslide_takes_any_assignment_and_forgets_negative_zeros(dtype):
+    # The greedy would put the 2 into the first window.
+    slid = torch.zeros(2, 32).to(dtype)
+    slid[0, 0], slid[0, 4] = 1, 2
+    if dtype is torch.float8_e4m3fn:
+        slid.view(torch.uint8)[1] = NEGATIVE_ZERO
+    back = unslide(slid, Pattern.parse("4:6"), 7)
+    assert back.dtype is dtype
+    assert back.tolist() == [[1, 0, 2, 0, 0, 0, 0], [0] * 7]
+    assert not back.double().signbit().any()
+
+
+def test_unslide_keeps_infinities_and_nan_in_their_place():
+    w = torch.tensor([[0, 0, float("inf"), 1, float("nan"), 0]])
+    back = unslide(slide(w, Pattern.parse("4:6")), Pattern.parse("4:6"), 6)
+    assert torch.equal(back.nan_to_num(7.0), w.nan_to_num(7.0))
+
+
+@pytest.mark.parametrize(
+    ("places", "message"),
+    [
+        ([(1, 2), (1, 4)], "row 1, block 0 .columns 0 to 11. .* a weight in two windows"),
+        ([(2, 15), (2, 17)], "row 2, block 1 .columns 12 to 23. .* a weight in two windows"),
+        ([(0, 0), (0, 1), (0, 2)], "row 0, block 0 .* three in one"),
+        ([(0, 5), (0, 6), (0, 7)], "row 0, block 0 .* three in one"),
+        ([(3, 31)], "row 3 of the slid weight has 1 non-zeros in places of padding"),
+        ([(1, 22), (1, 23)], "row 1 of the slid weight has 2 non-zeros in places of padding"),
+    ],
+)
+def test_unslide_refuses_what_slide_never_gives(places, message):
+    slid = torch.zeros(4, 32)
+    for place in places:
+        slid[place] = 1
+    with pytest.raises(PatternError, match=message):
+        unslide(slid, Pattern.parse("6:8"), 14)
+
+
+@pytest.mark.parametrize("pattern", [Pattern.parse("6:8"), DENSE], ids=str)
+def test_unslide_refuses_another_width(pattern):
+    with pytest.raises(
+        PatternError, match=f"of 64 columns does not come from K=16 and .*{pattern}"
+    ):
+        unslide(torch.zeros(2, 64), pattern, 16)
+
+
+@pytest.mark.parametrize("pattern", FAMILY, ids=str)
+@pytest.mark.parametrize("k", [1, 7, 129, 180])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int8, torch.float8_e4m3fn], ids=str)
+def test_the_sparsest_pattern_is_detected(pattern, k, dtype, seed):
+    w = pruned_integers(pattern, 5, k, seed, top=50)
+    w[w.abs() < 1] = 0
+    wanted = [
+        p
+        for p in FAMILY
+        if all(
+            (w[:, start : start + p.block] != 0).sum(dim=1).max() <= p.nonzeros
+            for start in range(0, k, p.block)
+        )
+    ]
+    assert detect_pattern(w.to(dtype)) == wanted[0] <= pattern
+
+
+def test_what_no_pattern_allows_is_dense():
+    w = torch.ones(3, 180)
+    assert detect_pattern(w) == DENSE
+    w[:, ::9] = 0
+    assert detect_pattern(w) == Pattern(16, 18)
+    assert detect_pattern(w, largest_block=16) == DENSE
+    w[2, :9] = 1
+    assert detect_pattern(w) == DENSE
+    w = torch.ones(1, 300)
+    w[0, [0, 299]] = 0
+    assert detect_pattern(w, largest_block=300) == Pattern(298, 300)
+
+
+def test_zeros_of_either_sign_satisfy_the_sparsest_pattern():
+    assert detect_pattern(torch.zeros(3, 40)) == Pattern(2, 4)
+    assert detect_pattern(-torch.zeros(3, 40)) == Pattern(2, 4)
+    bits = torch.full((3, 40), NEGATIVE_ZERO, dtype=torch.uint8)
+    assert detect_pattern(bits.view(torch.float8_e4m3fn)) == Pattern(2, 4)
+    assert detect_pattern(bits.view(torch.int8)) == DENSE
+    assert detect_pattern(torch.full((1, 40), float("nan"))) == DENSE

@@ -1,0 +1,259 @@
+"""SparseLinear: a linear layer that runs the fastest planned GEMM for every number of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from slidesparse.errors import KernelError
+from slidesparse.layers.layer_plan import DENSE_FORM, LayerPlan, from_text
+from slidesparse.layers.op import linear_op, prepared
+from slidesparse.layers.planning import FASTEST, MEMORY_FORMATS, LayerShape, plan_layer
+from slidesparse.layers.weight import (
+    SparseWeight,
+    from_format,
+    to_format,
+)
+from slidesparse.pattern import Pattern
+from slidesparse.problem import DType, parse_dtype
+from slidesparse.recipe import Method
+from slidesparse.slide import prune_magnitude
+from slidesparse.tensors import DTYPES, TORCH_DTYPES
+
+_FORM = "form_"
+"""Before the names of the buffers that hold the forms of the weight."""
+
+OUTPUTS = (torch.bfloat16, torch.float16, torch.float32)
+
+
+class SparseLinear(nn.Module):
+    """y = x W^T + bias with W pruned to a pattern and quantised, x quantised per token.
+
+    The weight is kept in the forms that the layer's plan reads, which depends on the device: it is
+    planned anew when the layer moves. `state_dict` always holds the portable form, under the names
+    of compressed-tensors: `weight` [N, K] quantised, `weight_scale` [N, 1] and `bias`. Inference
+    only.
+
+    Args:
+        weight: pruned and quantised; on the device where the layer will run.
+        bias: [N], or None.
+        dtype: of the activations and the result: bfloat16, float16 or float32.
+        memory_format: "fastest" keeps each form that some number of tokens runs best with,
+            "smallest" one form.
+
+    Raises:
+        KernelError: the bias, the dtype or the memory format do not fit.
+        PatternError: the weight breaks its pattern.
+        DeviceError: the GPU cannot run the weight's dtype.
+    """
+
+    weight_scale: torch.Tensor
+    bias: torch.Tensor | None
+
+    def __init__(
+        self,
+        weight: SparseWeight,
+        bias: torch.Tensor | None = None,
+        dtype: torch.dtype = torch.bfloat16,
+        memory_format: str = FASTEST,
+    ) -> None:
+        """Plan the layer and pack the weight."""
+        super().__init__()
+        if dtype not in OUTPUTS:
+            raise KernelError(f"a layer of {dtype}; use bfloat16, float16 or float32")
+        if memory_format not in MEMORY_FORMATS:
+            raise KernelError(f"memory_format {memory_format!r}; use {' or '.join(MEMORY_FORMATS)}")
+        self.out_features, self.in_features = weight.q.shape
+        if bias is not None and tuple(bias.shape) != (self.out_features,):
+            raise KernelError(f"bias of shape {tuple(bias.shape)}; [{self.out_features}] is needed")
+        self.pattern, self.quantised = weight.pattern, weight.dtype
+        self.dtype, self.memory_format = dtype, memory_format
+        self.register_buffer("weight_scale", weight.scale.detach()[:, None].contiguous())
+        self.register_buffer("bias", None if bias is None else bias.detach().to(dtype))
+        self._names: tuple[str, ...] = ()
+        self._use(weight.q)
+
+    @classmethod
+    def from_linear(
+        cls,
+        linear: nn.Linear,
+        pattern: Pattern | str,
+        dtype: DType | str = DType.FP8,
+        *,
+        prune: Method | str | None = None,
+        memory_format: str = FASTEST,
+    ) -> SparseLinear:
+        """Quantise a linear layer whose weight satisfies a pattern.
+
+        Args:
+            linear: with a floating-point weight [N, K].
+            pattern: of its zeros, such as "6:8"; "dense" only quantises.
+            dtype: "fp8" or "int8".
+            prune: "magnitude" to prune the weight here; None to refuse one that breaks the
+                pattern. Wanda and SparseGPT need calibration: see slidesparse.prune.
+            memory_format: as the class takes it.
+
+        Raises:
+            PatternError: the weight breaks the pattern and `prune` is None.
+            KernelError: the linear is not one that can be quantised, or an option is unknown.
+        """
+        wanted = pattern if isinstance(pattern, Pattern) else Pattern.parse(pattern)
+        quantised = dtype if isinstance(dtype, DType) else parse_dtype(dtype)
+        w = linear.weight.detach()
+        if w.ndim != 2 or not w.is_floating_point() or w.dtype not in OUTPUTS:
+            raise KernelError(
+                f"a weight of {w.dtype} {tuple(w.shape)}; bfloat16, float16 or float32 [N, K] is "
+                "needed"
+            )
+        if prune is not None:
+            if Method(prune) is not Method.MAGNITUDE:
+                raise KernelError(
+                    f"{prune} needs calibration: prune with slidesparse.prune.prune_model first"
+                )
+            w = prune_magnitude(w, wanted)
+        made = SparseWeight.quantise(w, wanted, quantised)
+        bias = None if linear.bias is None else linear.bias.detach()
+        return cls(made, bias, w.dtype, memory_format)
+
+    @property
+    def plan(self) -> LayerPlan:
+        """What runs for which number of tokens on the layer's device."""
+        return from_text(self._plan)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The quantised weight [N, K], made from a packed form if that is all there is."""
+        name = DENSE_FORM if DENSE_FORM in self._names else self._names[0]
+        shape = (self.out_features, self.in_features)
+        return from_format(self._form(name), name, shape, self.pattern, self.quantised)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all forms of the weight that are kept."""
+        forms = map(self._form, self._names)
+        return sum(form.numel() * form.element_size() for form in forms)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """X [..., K] of the layer's dtype to [..., N].
+
+        Raises:
+            KernelError: x has another width or dtype, or a CUDA graph is being captured on a device
+                where the layer never ran.
+        """
+        if x.shape[-1] != self.in_features or x.dtype is not self.dtype:
+            raise KernelError(
+                f"x is {x.dtype} {tuple(x.shape)} and the layer takes {self.dtype} "
+                f"[..., {self.in_features}]; convert x, or the layer with .to()"
+            )
+        rows = x.reshape(-1, self.in_features)
+        forms = [self._form(name) for name in self._names]
+        made: torch.Tensor = linear_op(
+            rows, forms, self.weight_scale.view(-1), self.bias, self._plan
+        )
+        return made.view(*x.shape[:-1], self.out_features)
+
+    def describe(self, m: int) -> str:
+        """What runs for `m` tokens, as a table prints it: backend and its parameters."""
+        candidate = self.plan.at(m).candidate
+        return candidate.label
+
+    def extra_repr(self) -> str:
+        """Sizes, pattern and dtype, and what a weight takes."""
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"bias={self.bias is not None}, pattern={self.pattern}, dtype={self.quantised}, "
+            f"forms={'+'.join(self._names)}"
+        )
+
+    def _form(self, name: str) -> torch.Tensor:
+        form: torch.Tensor = getattr(self, _FORM + name)
+        return form
+
+    def _use(self, q: torch.Tensor) -> None:
+        """Plan for the device of the quantised weight and keep the forms that the plan reads."""
+        shape = LayerShape(
+            *(self.out_features, self.in_features, self.pattern, self.quantised),
+            *(DTYPES[self.dtype], self.bias is not None),
+        )
+        plan = plan_layer(shape, q.device, self.memory_format)
+        forms = {name: to_format(q, self.pattern, name) for name in plan.forms}
+        for name in self._names:
+            delattr(self, _FORM + name)
+        # Buffers, so that graphs of torch.compile take them for the constants they are.
+        for name, form in forms.items():
+            self.register_buffer(_FORM + name, form, persistent=False)
+        self._plan, self._names = plan.to_text(), plan.forms
+        if q.device.type in ("cpu", "cuda"):
+            prepared(self._plan, q.device.type, q.device.index or 0)
+
+    def _apply(
+        self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True
+    ) -> SparseLinear:
+        """Move the layer, or change the dtype of its activations; weights keep theirs."""
+        probe = fn(torch.empty(0, dtype=self.dtype, device=self.weight_scale.device))
+        if probe.dtype not in OUTPUTS:
+            raise KernelError(f"a layer of {probe.dtype}; use bfloat16, float16 or float32")
+        moved = probe.device != self.weight_scale.device
+        if not moved and probe.dtype is self.dtype:
+            return self
+        q = self.weight.to(probe.device)
+        self.weight_scale = self.weight_scale.to(probe.device)
+        if self.bias is not None:
+            self.bias = self.bias.to(probe.device, probe.dtype)
+        self.dtype = probe.dtype
+        self._use(q)
+        return self
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + "weight"] = self.weight
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        state = dict(state_dict)
+        q = state.pop(prefix + "weight", None)
+        super()._load_from_state_dict(
+            state, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        if q is None:
+            missing_keys.append(prefix + "weight")
+            return
+        wanted = (self.out_features, self.in_features)
+        if tuple(q.shape) != wanted or q.dtype is not TORCH_DTYPES[self.quantised]:
+            error_msgs.append(
+                f"{prefix}weight is {q.dtype} {tuple(q.shape)}; {TORCH_DTYPES[self.quantised]} "
+                f"{list(wanted)} is needed"
+            )
+            return
+        try:
+            self._use(q.to(self.weight_scale.device))
+        except KernelError as error:
+            error_msgs.append(f"{prefix}weight: {error}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The portable form: what is packed depends on the machine."""
+        state = self.__dict__.copy()
+        held = {_FORM + name for name in self._names}
+        state["_buffers"] = {k: v for k, v in self._buffers.items() if k not in held}
+        state["_non_persistent_buffers_set"] = self._non_persistent_buffers_set - held
+        state |= {"_names": (), "_plan": "", "portable": self.weight}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Plan for the machine that reads it."""
+        q = state.pop("portable")
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._use(q)

@@ -1,0 +1,121 @@
+"""The operator of a planned linear layer: quantise (and lift), multiply, scale, add the bias."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from functools import lru_cache
+
+import torch
+
+from slidesparse.errors import KernelError
+from slidesparse.kernels.launch import FLOATS
+from slidesparse.kernels.quant import quantize
+from slidesparse.layers.layer_plan import LayerPlan, from_text
+from slidesparse.layers.ways import Way, make_way
+from slidesparse.pattern import DENSE
+from slidesparse.tensors import TORCH_DTYPES
+
+
+class Prepared:
+    """A plan whose ways are ready on one device.
+
+    Args:
+        plan: of the layer.
+        device: on which it runs.
+
+    Raises:
+        CandidateError: a way cannot run there.
+    """
+
+    def __init__(self, plan: LayerPlan, device: torch.device) -> None:
+        """Compile and load every way."""
+        self.plan = plan
+        self.dtype, self.out = TORCH_DTYPES[plan.dtype], TORCH_DTYPES[plan.out]
+        forms = plan.forms
+        self.steps: list[tuple[Way, int]] = []
+        for step in plan.steps:
+            way = make_way(plan, step.candidate)
+            way.prepare(device)
+            self.steps.append((way, forms.index(step.form)))
+
+    def run(
+        self,
+        x: torch.Tensor,
+        weights: list[torch.Tensor],
+        w_scale: torch.Tensor,
+        bias: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Run `linear_op` on the current stream of the tensors' device, which is current."""
+        m = x.shape[0]
+        out = torch.empty((m, self.plan.n), dtype=self.out, device=x.device)
+        if not m:
+            return out
+        way, form = self.steps[self.plan.index_at(m)]
+        pattern = self.plan.pattern if way.candidate.sparse else DENSE
+        q, x_scale = quantize(x, self.dtype, pattern)
+        way.run(q, x_scale, weights[form], w_scale, bias, out)
+        return out
+
+
+@lru_cache(maxsize=4096)
+def prepared(plan: str, kind: str, index: int) -> Prepared:
+    """The plan of `LayerPlan.to_text` made ready on a device, once per process.
+
+    Raises:
+        KernelError: a CUDA graph is being captured, which cannot wait for a compiler.
+        CandidateError: a way cannot run there.
+    """
+    if kind == "cpu":
+        return Prepared(from_text(plan), torch.device("cpu"))
+    if torch.cuda.is_current_stream_capturing():
+        raise KernelError("the layer is not ready for capture; run it once before")
+    device = torch.device(kind, index)
+    with torch.cuda.device(device):
+        return Prepared(from_text(plan), device)
+
+
+@torch.library.custom_op("slidesparse::linear", mutates_args=())
+def linear_op(
+    x: torch.Tensor,
+    weights: list[torch.Tensor],
+    w_scale: torch.Tensor,
+    bias: torch.Tensor | None,
+    plan: str,
+) -> torch.Tensor:
+    """A planned W8A8 linear layer.
+
+    Args:
+        x: [M, K] bf16, fp16 or fp32.
+        weights: the forms of the weight that the plan names, in their order.
+        w_scale: [N] float32.
+        bias: [N] of the output's dtype, or None.
+        plan: `LayerPlan.to_text`.
+
+    Returns:
+        [M, N] of the plan's output dtype.
+
+    Raises:
+        KernelError: x does not fit the plan.
+    """
+    device = x.device
+    ready = prepared(plan, device.type, device.index or 0)
+    if x.ndim != 2 or x.shape[1] != ready.plan.k or x.dtype not in FLOATS:
+        raise KernelError(
+            f"x is {x.dtype} {tuple(x.shape)}; bfloat16, float16 or float32 [M, {ready.plan.k}] is "
+            "needed"
+        )
+    other = x.is_cuda and device.index != torch.cuda.current_device()
+    with torch.cuda.device(device) if other else nullcontext():
+        return ready.run(x, weights, w_scale, bias)
+
+
+@linear_op.register_fake
+def _(
+    x: torch.Tensor,
+    weights: list[torch.Tensor],
+    w_scale: torch.Tensor,
+    bias: torch.Tensor | None,
+    plan: str,
+) -> torch.Tensor:
+    wanted = from_text(plan)
+    return torch.empty((x.shape[0], wanted.n), dtype=TORCH_DTYPES[wanted.out], device=x.device)

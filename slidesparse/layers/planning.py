@@ -1,0 +1,262 @@
+"""Planning a layer: for each M bucket the way that was measured fastest, dense included.
+
+The time of a way is that of its GEMM with the scales and, where the tuning cache has it, that of
+the quantisation (and lift) before it: the lift of a sparse way writes more. Files are read here and
+nowhere later.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import NamedTuple
+
+import torch
+
+from slidesparse.cache import TuningCache
+from slidesparse.candidate import Candidate, Measurement, ProblemResult
+from slidesparse.devices import Device, detect, lacks_fp8
+from slidesparse.errors import DeviceError, SlideSparseError
+from slidesparse.kernel_problem import KernelProblem, Op
+from slidesparse.layers.layer_plan import DENSE_FORM, NATIVE_FORM, LayerPlan, Step
+from slidesparse.layers.ways import Reference, TorchInt, TorchScaled, way_of
+from slidesparse.layers.weight import format_bytes
+from slidesparse.pattern import DENSE, Pattern
+from slidesparse.problem import SMALLEST_BUCKET, DType, Scales, bucket_m
+
+log = logging.getLogger(__name__)
+
+FASTEST, SMALLEST = "fastest", "smallest"
+MEMORY_FORMATS = (FASTEST, SMALLEST)
+"""fastest: each form of the weight that some step reads; smallest: one form, the smaller."""
+
+_warned: set[str] = set()
+
+
+class LayerShape(NamedTuple):
+    """What a layer is planned for.
+
+    Args:
+        n: output channels.
+        k: input channels.
+        pattern: of the weight.
+        dtype: of weight and quantised activations.
+        out: of the result.
+        bias: whether one is added.
+    """
+
+    n: int
+    k: int
+    pattern: Pattern
+    dtype: DType
+    out: DType
+    bias: bool
+
+
+class Timed(NamedTuple):
+    """A way and its microseconds: GEMM, scales and what the quantisation costs more."""
+
+    candidate: Candidate
+    us: float
+    spread_us: float
+
+
+def plan_layer(
+    shape: LayerShape,
+    device: torch.device,
+    memory_format: str = FASTEST,
+    cache: TuningCache | None = None,
+) -> LayerPlan:
+    """Plan one layer on one device.
+
+    Args:
+        shape: of the layer.
+        device: on which it will run.
+        memory_format: FASTEST or SMALLEST.
+        cache: of tuning results; None for the device's own, which is read once per process.
+
+    Returns:
+        A plan that always works: torch's GEMM where nothing was measured, with one warning that
+        names the search command; plain torch where that has no GEMM for the sizes.
+
+    Raises:
+        DeviceError: the GPU has no FP8 and the layer is FP8.
+    """
+    if device.type != "cuda":
+        return _unmeasured(shape, sm=0)
+    index = device.index or 0
+    fingerprint = detect(Device("cuda", index))
+    if shape.dtype is DType.FP8 and (reason := lacks_fp8(fingerprint.sm)):
+        raise DeviceError(f"{reason}; use int8")
+    default = _unmeasured(shape, fingerprint.sm)
+    tuned = cache or _cache(index)
+    measured = {} if tuned is None else _by_bucket(shape, tuned, fingerprint.sm, default)
+    if not measured:
+        _warn(shape, fingerprint.name)
+        return default
+    steps = _choose(shape, measured, memory_format)
+    if not steps:
+        return default
+    return LayerPlan(shape.n, shape.k, shape.pattern, shape.dtype, shape.out, steps)
+
+
+def forget() -> None:
+    """Read tuning results anew for layers that are planned from now on."""
+    _cache.cache_clear()
+    _warned.clear()
+
+
+def _choose(
+    shape: LayerShape, measured: Mapping[int, tuple[Timed, ...]], memory_format: str
+) -> tuple[Step, ...]:
+    allowed = {True, False}
+    if memory_format == SMALLEST:
+        everywhere = all(any(t.candidate.sparse for t in ways) for ways in measured.values())
+        n, k, pattern = shape.n, shape.k, shape.pattern
+        smaller = format_bytes(NATIVE_FORM, n, k, pattern) < format_bytes(DENSE_FORM, n, k, pattern)
+        allowed = {everywhere and smaller}
+    steps = []
+    for bucket in sorted(measured):
+        ways = [timed for timed in measured[bucket] if timed.candidate.sparse in allowed]
+        if ways:
+            best = _faster(ways)
+            steps.append(Step(bucket, best, _form(shape, best)))
+    return tuple(_merged(steps))
+
+
+def _faster(ways: list[Timed]) -> Candidate:
+    """The fastest; sparse only if by more than the spread (see slidesparse.plan.choose)."""
+    best = min(ways, key=lambda timed: timed.us)
+    dense = [timed for timed in ways if not timed.candidate.sparse]
+    if best.candidate.sparse and dense:
+        other = min(dense, key=lambda timed: timed.us)
+        if other.us - best.us <= max(other.spread_us, best.spread_us) / 2:
+            return other.candidate
+    return best.candidate
+
+
+def _merged(steps: list[Step]) -> Iterator[Step]:
+    """Neighbouring buckets that run the same candidate become one step."""
+    for step, following in zip(steps, [*steps[1:], None], strict=True):
+        same = following is not None and following.candidate.key == step.candidate.key
+        if not same:
+            yield step
+
+
+def _by_bucket(
+    shape: LayerShape, cache: TuningCache, sm: int, default: LayerPlan
+) -> dict[int, tuple[Timed, ...]]:
+    """What was measured of ways that run here, by M bucket."""
+    found: dict[int, dict[str, Timed]] = {}
+    for result in _results(shape, cache):
+        bucket = bucket_m(result.problem.m)
+        ways = found.setdefault(bucket, {})
+        for measurement in _runnable(result, default, sm):
+            candidate = measurement.candidate
+            extra = _quantise_us(shape, cache, bucket, candidate.sparse)
+            timed = Timed(candidate, measurement.median_us + extra, measurement.spread_us)
+            ways.setdefault(candidate.key, timed)
+    return {bucket: tuple(ways.values()) for bucket, ways in found.items() if ways}
+
+
+def _results(shape: LayerShape, cache: TuningCache) -> list[ProblemResult]:
+    """Results of the layer: of its pattern, whose races hold the dense ways too, else dense ones.
+
+    A result without the bias, or for another 16-bit output, is better than none: what is fastest
+    hardly depends on them, and a way that cannot do them is left out.
+    """
+    matching = [
+        hit.result
+        for hit in cache.entries().values()
+        if (hit.result.problem.n, hit.result.problem.k) == (shape.n, shape.k)
+        and hit.result.problem.dtype is shape.dtype
+        and hit.result.problem.scales is Scales.ROWCOL
+        and hit.result.problem.pattern in (shape.pattern, DENSE)
+    ]
+
+    def distance(result: ProblemResult) -> tuple[bool, bool, bool]:
+        problem = result.problem
+        return (
+            problem.pattern != shape.pattern,
+            problem.out is not shape.out,
+            problem.bias is not shape.bias,
+        )
+
+    best: dict[int, ProblemResult] = {}
+    for result in sorted(matching, key=distance):
+        best.setdefault(bucket_m(result.problem.m), result)
+    return list(best.values())
+
+
+def _runnable(result: ProblemResult, plan: LayerPlan, sm: int) -> Iterator[Measurement]:
+    """The measurements of one race whose candidates a layer can run here."""
+    baseline = (result.baseline,) if result.baseline else ()
+    for measurement in (*result.ranked, *baseline, *result.defaults):
+        way = way_of(plan, measurement.candidate)
+        if way is not None and way.refusal(plan, measurement.candidate, sm) is None:
+            yield measurement
+
+
+def _quantise_us(shape: LayerShape, cache: TuningCache, bucket: int, sparse: bool) -> float:
+    """What quantising costs a sparse way more than a dense one, 0 where it was not measured."""
+    if not sparse:
+        return 0.0
+    source = DType.BF16 if shape.out is DType.INT32 else shape.out
+    times = []
+    for pattern in (shape.pattern, DENSE):
+        problem = KernelProblem(Op.QUANTIZE, bucket, shape.k, source, shape.dtype, pattern)
+        hit = cache.get_kernel(problem)
+        if hit is None or hit.result.best is None:
+            return 0.0
+        # Tuned at another K of the same bucket: the time goes with the width.
+        times.append(hit.result.best.median_us * shape.k / hit.result.problem.k)
+    return max(0.0, times[0] - times[1])
+
+
+def _unmeasured(shape: LayerShape, sm: int) -> LayerPlan:
+    """Torch's GEMM, or plain torch where it has none for the sizes."""
+    candidates = (
+        Candidate("torch", {"function": "scaled_mm_rowwise", "fast_accum": True}, sparse=False),
+        Candidate("torch", {"function": "int_mm"}, sparse=False),
+    )
+    candidate = candidates[shape.dtype is DType.INT8]
+    way = TorchInt if shape.dtype is DType.INT8 else TorchScaled
+    plan = _single(shape, candidate)
+    if way.refusal(plan, candidate, sm) is None:
+        return plan
+    return _single(shape, Candidate(Reference.backend, {}, sparse=False))
+
+
+def _single(shape: LayerShape, candidate: Candidate) -> LayerPlan:
+    step = Step(SMALLEST_BUCKET, candidate, DENSE_FORM)
+    return LayerPlan(shape.n, shape.k, shape.pattern, shape.dtype, shape.out, (step,))
+
+
+def _form(shape: LayerShape, candidate: Candidate) -> str:
+    way = way_of(_single(shape, candidate), candidate)
+    assert way is not None  # _runnable has seen it.
+    return way.form
+
+
+def _warn(shape: LayerShape, gpu: str) -> None:
+    """Say once per dtype and pattern that nothing was measured, and what mends it."""
+    key = f"{shape.dtype} {shape.pattern}"
+    if key in _warned:
+        return
+    _warned.add(key)
+    log.warning(
+        "no tuning result for N=%d K=%d %s %s on %s: torch's dense GEMM runs; run slidesparse "
+        "search --model MODEL --dtype %s --scales rowcol --out-dtype bf16 --patterns %s",
+        *(shape.n, shape.k, shape.dtype, shape.pattern, gpu),
+        *("fp8" if shape.dtype is DType.FP8 else "int8", shape.pattern),
+    )
+
+
+@cache
+def _cache(index: int) -> TuningCache | None:
+    try:
+        return TuningCache(None, detect(Device("cuda", index)))
+    except (SlideSparseError, OSError) as error:
+        log.warning("tuning results are not used: %s", error)
+        return None
