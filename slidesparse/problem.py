@@ -88,9 +88,10 @@ def parse_dtype(text: str) -> DType:
     return dtype
 
 
-def default_output(dtype: DType) -> DType:
-    """The output that every backend shares: BF16 for FP8, the exact INT32 sums for INT8."""
-    return DType.BF16 if dtype is DType.FP8 else DType.INT32
+def default_output(dtype: DType, scales: Scales | None = None) -> DType:
+    """The output unless told: BF16 where something is scaled, the exact INT32 sums of INT8 else."""
+    scaled = dtype is DType.FP8 or scales not in (None, Scales.NONE)
+    return DType.BF16 if scaled else DType.INT32
 
 
 def default_scales(out: DType) -> Scales:

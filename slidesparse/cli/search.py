@@ -43,7 +43,7 @@ CPU_M = (16, 64)
 @click.option(
     "--out-dtype",
     type=click.Choice(["bf16", "fp16", "fp32", "int32", "int8"]),
-    help="Output. [bf16 for fp8, int32 for int8]",
+    help="Output. [bf16; int32 for int8 without scales]",
 )
 @click.option(
     "--scales",
@@ -156,8 +156,9 @@ def command(
 def _template(dtype: DType, out_dtype: str | None, scales: str | None) -> GemmProblem:
     from slidesparse.problem import Scales
 
-    out = DType(out_dtype) if out_dtype else default_output(dtype)
-    mode = Scales(scales) if scales else default_scales(out)
+    wanted = Scales(scales) if scales else None
+    out = DType(out_dtype) if out_dtype else default_output(dtype, wanted)
+    mode = wanted or default_scales(out)
     return GemmProblem(m=1, n=1, k=1, dtype=dtype, out=out, scales=mode)
 
 

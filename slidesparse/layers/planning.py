@@ -247,7 +247,7 @@ def _warn(shape: LayerShape, gpu: str) -> None:
     _warned.add(key)
     log.warning(
         "no tuning result for N=%d K=%d %s %s on %s: torch's dense GEMM runs; run slidesparse "
-        "search --model MODEL --dtype %s --scales rowcol --out-dtype bf16 --patterns %s",
+        "search --model MODEL --dtype %s --scales rowcol --patterns %s",
         *(shape.n, shape.k, shape.dtype, shape.pattern, gpu),
         *("fp8" if shape.dtype is DType.FP8 else "int8", shape.pattern),
     )

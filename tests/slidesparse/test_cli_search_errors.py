@@ -96,7 +96,7 @@ def test_an_unsupported_architecture(tmp_path: Path) -> None:
         (("--out-dtype", "int32"), "fp8_e4m3 operands cannot give int32; use one of bf16, fp16"),
         (("--scales", "none"), "bf16 output does not go with scales none: int32 holds the"),
         (
-            ("--dtype", "int8", "--scales", "rowcol"),
+            ("--dtype", "int8", "--out-dtype", "int32", "--scales", "rowcol"),
             "int32 output does not go with scales rowcol: int32 holds the unscaled sums",
         ),
         (

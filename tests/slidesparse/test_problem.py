@@ -59,6 +59,14 @@ def test_dtype_sizes_and_names() -> None:
 
 
 @pytest.mark.parametrize("dtype", [DType.FP8, DType.INT8])
+def test_what_is_scaled_is_bf16_unless_told(dtype: DType) -> None:
+    for scales in (Scales.TENSOR, Scales.ROWCOL):
+        assert GemmProblem(16, 32, 64, dtype, default_output(dtype, scales), scales)
+        assert default_output(dtype, scales) is DType.BF16
+    assert default_output(DType.INT8, Scales.NONE) is DType.INT32
+
+
+@pytest.mark.parametrize("dtype", [DType.FP8, DType.INT8])
 def test_defaults_make_a_valid_problem(dtype: DType) -> None:
     out = default_output(dtype)
     problem = GemmProblem(16, 32, 64, dtype, out, default_scales(out))
