@@ -124,6 +124,17 @@ def _run(a: torch.Tensor, scaled: Scaled, out: torch.Tensor, residual: torch.Ten
     launch_dequantize(a, scaled, residual, out, config)
 
 
+def dequantize_rows(
+    a: torch.Tensor,
+    row_scale: torch.Tensor,
+    column_scale: torch.Tensor,
+    bias: torch.Tensor | None,
+    out: torch.Tensor,
+) -> None:
+    """`dequantize` for callers that are operators themselves and pay for one dispatch, not two."""
+    _run(a, Scaled(row_scale, column_scale, bias), out, None)
+
+
 @torch.library.custom_op("slidesparse::dequantize_out", mutates_args=("out",))
 def dequantize_out(
     a: torch.Tensor,

@@ -151,6 +151,15 @@ def quantize_out(
     _run(x, q, scale_out, block, scale)
 
 
+def quantize_rows(
+    x: torch.Tensor, dtype: torch.dtype, pattern: Pattern
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`quantize` for callers that are operators themselves and pay for one dispatch, not two."""
+    q, scale_out = empty_quantised(x, x.shape[1], dtype, pattern.block)
+    _run(x, q, scale_out, pattern.block, None)
+    return q, scale_out
+
+
 @torch.library.custom_op("slidesparse::quantize", mutates_args=())
 def quantize_op(
     x: torch.Tensor,

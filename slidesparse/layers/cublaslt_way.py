@@ -13,7 +13,7 @@ import torch
 
 from slidesparse.candidate import Candidate
 from slidesparse.errors import CandidateError
-from slidesparse.kernels.dequant import dequantize
+from slidesparse.kernels.dequant import dequantize_rows
 from slidesparse.layers.layer_plan import DENSE_FORM, LayerPlan
 from slidesparse.layers.ways import ALIGNMENT, TorchInt, TorchScaled, Way
 from slidesparse.libraries import ABSENT, binding_version
@@ -142,7 +142,7 @@ class CublasLtWay(Way):
             bound.point(x_scale, w_scale, bias if self.fused else None)
             bound.matmul.run(bound.algo, ONE, pointers, scratch, stream)
         if not self.fused:
-            dequantize(sums, x_scale, w_scale, out.dtype, bias=bias, out=out)
+            dequantize_rows(sums, x_scale, w_scale, bias, out)
 
 
 @cache

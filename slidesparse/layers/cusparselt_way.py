@@ -10,7 +10,7 @@ import torch
 from slidesparse.candidate import Candidate
 from slidesparse.devices import lacks_fp8, spell_sm
 from slidesparse.kernels.blas.descriptors import ROW_ALIGNMENT
-from slidesparse.kernels.dequant import dequantize
+from slidesparse.kernels.dequant import dequantize_rows
 from slidesparse.layers.layer_plan import CUSPARSELT_FORM, LayerPlan
 from slidesparse.layers.ways import Way
 from slidesparse.libraries import ABSENT, binding_version
@@ -75,7 +75,7 @@ class CusparseLtWay(Way):
         """See `Way.run`."""
         m = q.shape[0]
         product = _multiply(self.plans(_whole(m)), weight, q, self.n, self.product)
-        dequantize(product[:m], x_scale, w_scale, out.dtype, bias=bias, out=out)
+        dequantize_rows(product[:m], x_scale, w_scale, bias, out)
 
 
 def compress(slid: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from slidesparse.errors import KernelError
+from slidesparse.errors import KernelError, UsageError
 from slidesparse.layers.layer_plan import DENSE_FORM, LayerPlan, from_text
 from slidesparse.layers.op import linear_op, prepared
 from slidesparse.layers.planning import FASTEST, MEMORY_FORMATS, LayerShape, plan_layer
@@ -35,7 +35,7 @@ class SparseLinear(nn.Module):
     The weight is kept in the forms that the layer's plan reads, which depends on the device: it is
     planned anew when the layer moves. `state_dict` always holds the portable form, under the names
     of compressed-tensors: `weight` [N, K] quantised, `weight_scale` [N, 1] and `bias`. Inference
-    only.
+    only: a backward pass through it is refused.
 
     Args:
         weight: pruned and quantised; on the device where the layer will run.
@@ -109,13 +109,11 @@ class SparseLinear(nn.Module):
                 "needed"
             )
         if prune is not None:
-            if Method(prune) is not Method.MAGNITUDE:
-                raise KernelError(
-                    f"{prune} needs calibration: prune with slidesparse.prune.prune_model first"
-                )
+            _check_prune(prune)
             w = prune_magnitude(w, wanted)
         made = SparseWeight.quantise(w, wanted, quantised)
-        bias = None if linear.bias is None else linear.bias.detach()
+        # A copy: loading a state writes to the layer's bias, and the linear's is not ours.
+        bias = None if linear.bias is None else linear.bias.detach().clone()
         return cls(made, bias, w.dtype, memory_format)
 
     @property
@@ -143,17 +141,22 @@ class SparseLinear(nn.Module):
             KernelError: x has another width or dtype, or a CUDA graph is being captured on a device
                 where the layer never ran.
         """
-        if x.shape[-1] != self.in_features or x.dtype is not self.dtype:
+        if not x.ndim or x.shape[-1] != self.in_features or x.dtype is not self.dtype:
             raise KernelError(
                 f"x is {x.dtype} {tuple(x.shape)} and the layer takes {self.dtype} "
                 f"[..., {self.in_features}]; convert x, or the layer with .to()"
             )
         rows = x.reshape(-1, self.in_features)
+        if rows.stride(1) != 1:  # A transposed x stays a view; kernels read whole rows.
+            rows = rows.contiguous()
         forms = [self._form(name) for name in self._names]
         made: torch.Tensor = linear_op(
             rows, forms, self.weight_scale.view(-1), self.bias, self._plan
         )
-        return made.view(*x.shape[:-1], self.out_features)
+        made = made.view(*x.shape[:-1], self.out_features)
+        if made.requires_grad and not torch.compiler.is_compiling():
+            made = _InferenceOnly.apply(made)  # type: ignore[no-untyped-call]
+        return made
 
     def describe(self, m: int) -> str:
         """What runs for `m` tokens, as a table prints it: backend and its parameters."""
@@ -199,10 +202,10 @@ class SparseLinear(nn.Module):
         moved = probe.device != self.weight_scale.device
         if not moved and probe.dtype is self.dtype:
             return self
-        q = self.weight.to(probe.device)
-        self.weight_scale = self.weight_scale.to(probe.device)
+        q = _moved(self.weight, probe.device)
+        self.weight_scale = _moved(self.weight_scale, probe.device)
         if self.bias is not None:
-            self.bias = self.bias.to(probe.device, probe.dtype)
+            self.bias = _moved(self.bias, probe.device).to(probe.dtype)
         self.dtype = probe.dtype
         self._use(q)
         return self
@@ -238,9 +241,13 @@ class SparseLinear(nn.Module):
                 f"{list(wanted)} is needed"
             )
             return
+        # As for any module, the state stays the caller's unless it was assigned.
+        copied = not local_metadata.get("assign_to_params_buffers", False)
+        scale = self.weight_scale.view(-1)
         try:
-            self._use(q.to(self.weight_scale.device))
-        except KernelError as error:
+            q = q.detach().to(scale.device, copy=copied)
+            self._use(SparseWeight(q, scale, self.pattern).q)
+        except UsageError as error:
             error_msgs.append(f"{prefix}weight: {error}")
 
     def __getstate__(self) -> dict[str, Any]:
@@ -257,3 +264,34 @@ class SparseLinear(nn.Module):
         q = state.pop("portable")
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._use(q)
+
+
+class _InferenceOnly(torch.autograd.Function):
+    """The identity; a gradient that would silently be missing is an error instead."""
+
+    @staticmethod
+    def forward(ctx: Any, made: torch.Tensor) -> torch.Tensor:
+        """Pass on what the layer made."""
+        return made.view_as(made)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        """Refuse."""
+        raise KernelError("a SparseLinear has no gradient; run it under torch.inference_mode()")
+
+
+def _check_prune(method: Method | str) -> None:
+    """Refuse what a layer cannot prune by itself."""
+    if method not in list(Method):
+        raise KernelError(f"unknown prune {method!r}; use magnitude, or None")
+    if Method(method).calibrated:
+        raise KernelError(
+            f"{method} needs calibration: prune with slidesparse.prune.prune_model first"
+        )
+
+
+def _moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """On a device; what was on meta has no values and becomes zeros, which fit every pattern."""
+    if tensor.is_meta and device.type != "meta":
+        return torch.zeros_like(tensor, device=device)
+    return tensor.to(device)

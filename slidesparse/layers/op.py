@@ -9,7 +9,7 @@ import torch
 
 from slidesparse.errors import KernelError
 from slidesparse.kernels.launch import FLOATS
-from slidesparse.kernels.quant import quantize
+from slidesparse.kernels.quant import quantize_rows
 from slidesparse.layers.layer_plan import LayerPlan, from_text
 from slidesparse.layers.ways import Way, make_way
 from slidesparse.pattern import DENSE
@@ -45,14 +45,14 @@ class Prepared:
         w_scale: torch.Tensor,
         bias: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Run `linear_op` on the current stream of the tensors' device, which is current."""
+        """Run the operator on the current stream of the tensors' device, which is current."""
         m = x.shape[0]
         out = torch.empty((m, self.plan.n), dtype=self.out, device=x.device)
         if not m:
             return out
         way, form = self.steps[self.plan.index_at(m)]
         pattern = self.plan.pattern if way.candidate.sparse else DENSE
-        q, x_scale = quantize(x, self.dtype, pattern)
+        q, x_scale = quantize_rows(x, self.dtype, pattern)
         way.run(q, x_scale, weights[form], w_scale, bias, out)
         return out
 
@@ -74,8 +74,7 @@ def prepared(plan: str, kind: str, index: int) -> Prepared:
         return Prepared(from_text(plan), device)
 
 
-@torch.library.custom_op("slidesparse::linear", mutates_args=())
-def linear_op(
+def _linear(
     x: torch.Tensor,
     weights: list[torch.Tensor],
     w_scale: torch.Tensor,
@@ -109,8 +108,7 @@ def linear_op(
         return ready.run(x, weights, w_scale, bias)
 
 
-@linear_op.register_fake
-def _(
+def _fake(
     x: torch.Tensor,
     weights: list[torch.Tensor],
     w_scale: torch.Tensor,
@@ -119,3 +117,15 @@ def _(
 ) -> torch.Tensor:
     wanted = from_text(plan)
     return torch.empty((x.shape[0], wanted.n), dtype=TORCH_DTYPES[wanted.out], device=x.device)
+
+
+# Not torch.library.custom_op, whose checks of every call cost more than a decode step's GEMM.
+_LIBRARY = torch.library.Library("slidesparse", "FRAGMENT")  # type: ignore[no-untyped-call]
+_LIBRARY.define(  # type: ignore[no-untyped-call]
+    "linear(Tensor x, Tensor[] weights, Tensor w_scale, Tensor? bias, str plan) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+for _key in ("CPU", "CUDA"):
+    _LIBRARY.impl("linear", _linear, _key)  # type: ignore[no-untyped-call]
+torch.library.register_fake("slidesparse::linear", _fake)
+linear_op = torch.ops.slidesparse.linear.default

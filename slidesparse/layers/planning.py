@@ -16,7 +16,7 @@ import torch
 
 from slidesparse.cache import TuningCache
 from slidesparse.candidate import Candidate, Measurement, ProblemResult
-from slidesparse.devices import Device, detect, lacks_fp8
+from slidesparse.devices import FP8_SM, Device, detect, lacks_fp8, spell_sm
 from slidesparse.errors import DeviceError, SlideSparseError
 from slidesparse.kernel_problem import KernelProblem, Op
 from slidesparse.layers.layer_plan import DENSE_FORM, NATIVE_FORM, LayerPlan, Step
@@ -87,8 +87,11 @@ def plan_layer(
         return _unmeasured(shape, sm=0)
     index = device.index or 0
     fingerprint = detect(Device("cuda", index))
-    if shape.dtype is DType.FP8 and (reason := lacks_fp8(fingerprint.sm)):
-        raise DeviceError(f"{reason}; use int8")
+    if shape.dtype is DType.FP8 and lacks_fp8(fingerprint.sm):
+        raise DeviceError(
+            f"an FP8 layer needs {spell_sm(FP8_SM)} or newer and {fingerprint.name} is "
+            f"{spell_sm(fingerprint.sm)}; use int8"
+        )
     default = _unmeasured(shape, fingerprint.sm)
     tuned = cache or _cache(index)
     measured = {} if tuned is None else _by_bucket(shape, tuned, fingerprint.sm, default)
@@ -138,7 +141,7 @@ def _faster(ways: list[Timed]) -> Candidate:
 
 def _merged(steps: list[Step]) -> Iterator[Step]:
     """Neighbouring buckets that run the same candidate become one step."""
-    for step, following in zip(steps, [*steps[1:], None], strict=True):
+    for step, following in zip(steps, [*steps, None][1:], strict=True):
         same = following is not None and following.candidate.key == step.candidate.key
         if not same:
             yield step

@@ -44,18 +44,24 @@ def sparsify_(
         The model.
 
     Raises:
-        UsageError: no linear is left to replace.
+        UsageError: no linear is left to replace, or the model is one.
+        KernelError: a linear cannot be quantised; names it, and none was replaced.
         PatternError: a weight breaks the pattern; names the linear, and none was replaced.
     """
+    if type(model) is nn.Linear:
+        raise UsageError("the model is itself a linear; use SparseLinear.from_linear")
+    # A linear that two modules share has two names, and both places are replaced.
     chosen = {
         name: module
-        for name, module in model.named_modules()
+        for name, module in model.named_modules(remove_duplicate=False)
         if type(module) is nn.Linear and filter_fn(module, name)
     }
     if not chosen:
         raise UsageError("the model has no nn.Linear that filter_fn takes")
     made: dict[int, SparseLinear] = {}
     for name, linear in chosen.items():
+        if id(linear) in made:
+            continue
         try:
             made[id(linear)] = SparseLinear.from_linear(
                 linear, pattern, dtype, prune=prune, memory_format=memory_format

@@ -15,7 +15,7 @@ import torch
 from slidesparse.candidate import Candidate
 from slidesparse.devices import lacks_fp8, spell_sm
 from slidesparse.errors import CandidateError, KernelError
-from slidesparse.kernels.dequant import dequantize
+from slidesparse.kernels.dequant import dequantize_rows
 from slidesparse.layers.layer_plan import DENSE_FORM, NATIVE_FORM, LayerPlan
 from slidesparse.problem import DType
 from slidesparse.tensors import TORCH_DTYPES
@@ -129,7 +129,7 @@ class TorchScaled(Way):
             return
         # Not BF16: float16 and float32 results keep more bits than it has.
         raw = product(q, weight.t(), self.one, self.one, None, None, torch.float32, self.fast)
-        dequantize(raw, x_scale, w_scale, out.dtype, bias=bias, out=out)
+        dequantize_rows(raw, x_scale, w_scale, bias, out)
 
 
 class TorchInt(Way):
@@ -159,7 +159,7 @@ class TorchInt(Way):
         if m < INT_MM_ROWS:
             q = torch.nn.functional.pad(q, (0, 0, 0, INT_MM_ROWS - m))
         sums = torch._int_mm(q, weight.t())
-        dequantize(sums[:m], x_scale, w_scale, out.dtype, bias=bias, out=out)
+        dequantize_rows(sums[:m], x_scale, w_scale, bias, out)
 
 
 class Native(Way):

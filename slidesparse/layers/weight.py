@@ -27,6 +27,7 @@ class SparseWeight:
 
     Raises:
         KernelError: shapes or dtypes do not fit each other.
+        PatternError: a block holds too many non-zeros; names the first.
     """
 
     q: torch.Tensor
@@ -53,6 +54,8 @@ class SparseWeight:
                 f"scales of {self.scale.dtype} {tuple(self.scale.shape)} for a weight "
                 f"{tuple(self.q.shape)}; float32 [{self.q.shape[0]}] is needed"
             )
+        if not self.q.is_meta:
+            slide(self.q, self.pattern)  # Refuses what breaks the pattern.
 
     @property
     def dtype(self) -> DType:
@@ -69,10 +72,16 @@ class SparseWeight:
             dtype: FP8 or INT8.
 
         Raises:
+            KernelError: a weight is NaN or infinite; names the first row.
             PatternError: a block holds too many non-zeros; names the first.
         """
         q, scale = reference.quantize(w.detach(), TORCH_DTYPES[dtype])
-        slide(q, pattern)  # Refuses what breaks the pattern.
+        bad = (~scale.isfinite()).nonzero()
+        if len(bad):
+            raise KernelError(
+                f"row {int(bad[0])} of the weight holds NaN or infinity, as do {len(bad)} of "
+                f"{len(scale)} rows; such a layer cannot be quantised"
+            )
         return cls(q, scale, pattern)
 
 
