@@ -8,9 +8,8 @@ alternatives have to agree with it.
 from __future__ import annotations
 
 import os
-import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 import torch
 
@@ -25,6 +24,7 @@ from slidesparse.bench.ceilings import CPU_BYTES, LARGE_BYTES, Copy, empty_runne
 from slidesparse.bench.compiled import HOW, NAME, Compiled
 from slidesparse.bench.fault import DeviceLost, guard
 from slidesparse.bench.kernel_record import AlternativeTime, Ceilings, Row, Skipped
+from slidesparse.bench.race import Time, race
 from slidesparse.bench.vllm_kernels import vllm_alternatives
 from slidesparse.devices import Device, l2_bytes
 from slidesparse.kernel_problem import KernelProblem, Op
@@ -36,7 +36,6 @@ from slidesparse.kernels.workload import model_problems, row_order
 from slidesparse.models import ModelSpec
 from slidesparse.pattern import Pattern
 from slidesparse.problem import DType
-from slidesparse.stats import interquartile
 from slidesparse.tensors import TORCH_DTYPES
 from slidesparse.timing import CpuTimed, GpuTimed, Runner, Timed
 from slidesparse.worker import first_line
@@ -49,14 +48,6 @@ RACE_US = 2e6
 MEMORY_FACTOR = 5
 """Two sets of operands, a copy of as many bytes and what the alternatives put beside them, each
 times the bytes of the problem."""
-
-
-@dataclass(frozen=True)
-class Time:
-    """Median and interquartile range of samples in microseconds."""
-
-    median_us: float
-    spread_us: float
 
 
 def bench_problems(
@@ -275,19 +266,7 @@ class KernelBench:
         return GpuTimed.make(runner, sets, self._stream, float("inf"))[0]
 
     def _race(self, timed: Sequence[Timed]) -> list[Time]:
-        """Sample in turn."""
-        samples: list[list[float]] = [[] for _ in timed]
-        rounds = 0
-        spent = 0.0
-        while rounds < FEWEST_ROUNDS or (rounds < ROUNDS and spent < RACE_US):
-            for each in timed:
-                each.enqueue()
-            for each, taken in zip(timed, samples, strict=True):
-                new = each.collect()
-                taken += new
-                spent += sum(new) * each.launches
-            rounds += 1
-        return [Time(statistics.median(taken), interquartile(taken)) for taken in samples]
+        return race(timed, ROUNDS, FEWEST_ROUNDS, RACE_US)
 
     def _wait(self) -> None:
         if self._stream is not None:

@@ -77,10 +77,10 @@ def slide(w: torch.Tensor, pattern: Pattern) -> torch.Tensor:
     out = torch.empty((rows, pattern.expanded_k(k)), dtype=bits.dtype, device=w.device)
     width = pattern.blocks(k) * pattern.windows * WINDOW
     out[:, width:] = 0
-    shape = (pattern.blocks(k), pattern.windows, WINDOW)
+    shape = (-1, pattern.blocks(k), pattern.windows, WINDOW)
     for span in _chunks(rows, pattern.padded_k(k), bits.element_size()):
         values = _by_block(bits[span], pattern)
-        over = _slide_rows(values, w.dtype, out[span, :width].unflatten(1, shape))
+        over = _slide_rows(values, w.dtype, out[span, :width].view(shape))
         if bool(over.any()):
             _refuse(values, w.dtype, over, span.start, pattern)
     return out.view(w.dtype)
@@ -116,9 +116,9 @@ def unslide(slid: torch.Tensor, pattern: Pattern, k: int) -> torch.Tensor:
     bits = _bits(slid)
     out = torch.empty((slid.shape[0], k), dtype=bits.dtype, device=slid.device)
     width = pattern.blocks(k) * pattern.windows * WINDOW
-    shape = (pattern.blocks(k), pattern.windows, WINDOW)
+    shape = (-1, pattern.blocks(k), pattern.windows, WINDOW)
     for span in _chunks(slid.shape[0], width, bits.element_size()):
-        windows = bits[span, :width].unflatten(1, shape)
+        windows = bits[span, :width].view(shape)
         whole, twice = _unslide_rows(windows, slid.dtype)
         flat = whole.flatten(1)
         stray = _nonzero(torch.cat([bits[span, width:], flat[:, k:]], dim=1), slid.dtype)
@@ -198,9 +198,10 @@ def _by_block(bits: torch.Tensor, pattern: Pattern) -> torch.Tensor:
     """[R, K] as [R, blocks, 2N], the last block padded with zeros; a view where none is needed."""
     import torch
 
-    pad = -bits.shape[1] % pattern.block
+    rows, k = bits.shape
+    pad = pattern.padded_k(k) - k
     padded = torch.nn.functional.pad(bits, (0, pad)) if pad else bits
-    return padded.unflatten(1, (-1, pattern.block))
+    return padded.view(rows, pattern.blocks(k), pattern.block)
 
 
 def _slide_rows(values: torch.Tensor, dtype: torch.dtype, out: torch.Tensor) -> torch.Tensor:

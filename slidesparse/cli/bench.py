@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from slidesparse.cli.bench_linear import linear
 from slidesparse.cli.main import EXIT_INTERRUPTED
 from slidesparse.cli.options import DTypeName, OpList, PatternList, TokenCounts, check_outputs
 from slidesparse.cli.target import open_cache, refuse_fp8, require_triton, target_options
@@ -33,7 +34,10 @@ CPU_M = (4, 16)
 
 @click.group()
 def command() -> None:
-    """Measure what runs around the GEMMs, against ceilings and alternatives."""
+    """Measure what runs around the GEMMs, and whole linears, against ceilings and alternatives."""
+
+
+command.add_command(linear)
 
 
 @command.command()
