@@ -2,6 +2,7 @@
 
 from slidesparse.layers.layer_plan import LayerPlan, Step
 from slidesparse.layers.linear import SparseLinear
+from slidesparse.layers.load import linear_from_checkpoint, load_model
 from slidesparse.layers.planning import forget, plan_layer
 from slidesparse.layers.sparsify import sparsify_
 from slidesparse.layers.weight import SparseWeight
@@ -12,6 +13,8 @@ __all__ = [
     "SparseWeight",
     "Step",
     "forget",
+    "linear_from_checkpoint",
+    "load_model",
     "plan_layer",
     "sparsify_",
 ]

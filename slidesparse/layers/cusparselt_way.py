@@ -46,6 +46,8 @@ class CusparseLtWay(Way):
             return f"sparse tensor cores need {spell_sm(SPARSE_SM)}"
         if plan.dtype is DType.FP8 and (reason := lacks_fp8(sm)):
             return reason
+        if plan.dtype is DType.FP8 and plan.out is not DType.BF16:
+            return f"cuSPARSELt's FP8 product is rounded to bf16, and {plan.out} keeps more bits"
         if plan.n % N_ALIGNMENT:
             return f"N={plan.n} is not a multiple of {N_ALIGNMENT}"
         return "cuSPARSELt is not there" if binding_version("cusparseLt")[0] == ABSENT else None

@@ -25,6 +25,9 @@ NATIVE_FORM = "native"
 CUSPARSELT_FORM = "cusparselt"
 """The slid weight as cuSPARSELt compresses it; the layout is the library's own."""
 
+PACKED_FORMS = (NATIVE_FORM, CUSPARSELT_FORM)
+"""Of sparse ways."""
+
 
 @dataclass(frozen=True)
 class Step:

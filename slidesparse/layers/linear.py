@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from slidesparse.errors import KernelError, UsageError
+from slidesparse.errors import CandidateError, KernelError, UsageError
 from slidesparse.layers.layer_plan import DENSE_FORM, LayerPlan, from_text
 from slidesparse.layers.op import linear_op, prepared
-from slidesparse.layers.planning import FASTEST, MEMORY_FORMATS, LayerShape, plan_layer
-from slidesparse.layers.weight import (
-    SparseWeight,
-    from_format,
-    to_format,
+from slidesparse.layers.planning import (
+    FASTEST,
+    MEMORY_FORMATS,
+    LayerShape,
+    plan_layer,
+    safe_plan,
 )
+from slidesparse.layers.weight import SparseWeight, from_format, to_format
 from slidesparse.pattern import Pattern
 from slidesparse.problem import DType, parse_dtype
 from slidesparse.recipe import Method
 from slidesparse.slide import prune_magnitude
 from slidesparse.tensors import DTYPES, TORCH_DTYPES
+
+log = logging.getLogger(__name__)
 
 _FORM = "form_"
 """Before the names of the buffers that hold the forms of the weight."""
@@ -181,7 +186,7 @@ class SparseLinear(nn.Module):
             *(self.out_features, self.in_features, self.pattern, self.quantised),
             *(DTYPES[self.dtype], self.bias is not None),
         )
-        plan = plan_layer(shape, q.device, self.memory_format)
+        plan = _ready(plan_layer(shape, q.device, self.memory_format), shape, q.device)
         forms = {name: to_format(q, self.pattern, name) for name in plan.forms}
         for name in self._names:
             delattr(self, _FORM + name)
@@ -189,8 +194,6 @@ class SparseLinear(nn.Module):
         for name, form in forms.items():
             self.register_buffer(_FORM + name, form, persistent=False)
         self._plan, self._names = plan.to_text(), plan.forms
-        if q.device.type in ("cpu", "cuda"):
-            prepared(self._plan, q.device.type, q.device.index or 0)
 
     def _apply(
         self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True
@@ -264,6 +267,20 @@ class SparseLinear(nn.Module):
         q = state.pop("portable")
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._use(q)
+
+
+def _ready(plan: LayerPlan, shape: LayerShape, device: torch.device) -> LayerPlan:
+    """The plan, compiled and loaded; the safe one if a candidate fails, which costs no layer."""
+    if device.type not in ("cpu", "cuda"):
+        return plan
+    where = (device.type, device.index or 0)
+    try:
+        prepared(plan.to_text(), *where)
+    except CandidateError as error:
+        log.warning("N=%d K=%d runs unplanned: %s", shape.n, shape.k, error)
+        plan = safe_plan(shape, device)
+        prepared(plan.to_text(), *where)
+    return plan
 
 
 class _InferenceOnly(torch.autograd.Function):

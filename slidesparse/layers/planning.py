@@ -8,7 +8,7 @@ nowhere later.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ from slidesparse.candidate import Candidate, Measurement, ProblemResult
 from slidesparse.devices import FP8_SM, Device, detect, lacks_fp8, spell_sm
 from slidesparse.errors import DeviceError, SlideSparseError
 from slidesparse.kernel_problem import KernelProblem, Op
-from slidesparse.layers.layer_plan import DENSE_FORM, NATIVE_FORM, LayerPlan, Step
+from slidesparse.layers.layer_plan import DENSE_FORM, PACKED_FORMS, LayerPlan, Step
 from slidesparse.layers.ways import Reference, TorchInt, TorchScaled, way_of
 from slidesparse.layers.weight import format_bytes
 from slidesparse.pattern import DENSE, Pattern
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 FASTEST, SMALLEST = "fastest", "smallest"
 MEMORY_FORMATS = (FASTEST, SMALLEST)
-"""fastest: each form of the weight that some step reads; smallest: one form, the smaller."""
+"""fastest: each form of the weight that some step reads; smallest: one, packed if that serves."""
 
 _warned: set[str] = set()
 
@@ -104,6 +104,12 @@ def plan_layer(
     return LayerPlan(shape.n, shape.k, shape.pattern, shape.dtype, shape.out, steps)
 
 
+def safe_plan(shape: LayerShape, device: torch.device) -> LayerPlan:
+    """The plan of a layer that was never measured: torch's GEMM, else plain torch."""
+    sm = detect(Device("cuda", device.index or 0)).sm if device.type == "cuda" else 0
+    return _unmeasured(shape, sm)
+
+
 def forget() -> None:
     """Read tuning results anew for layers that are planned from now on."""
     _cache.cache_clear()
@@ -113,22 +119,35 @@ def forget() -> None:
 def _choose(
     shape: LayerShape, measured: Mapping[int, tuple[Timed, ...]], memory_format: str
 ) -> tuple[Step, ...]:
-    allowed = {True, False}
-    if memory_format == SMALLEST:
-        everywhere = all(any(t.candidate.sparse for t in ways) for ways in measured.values())
-        n, k, pattern = shape.n, shape.k, shape.pattern
-        smaller = format_bytes(NATIVE_FORM, n, k, pattern) < format_bytes(DENSE_FORM, n, k, pattern)
-        allowed = {everywhere and smaller}
+    only = _smallest(shape, measured) if memory_format == SMALLEST else None
     steps = []
     for bucket in sorted(measured):
-        ways = [timed for timed in measured[bucket] if timed.candidate.sparse in allowed]
+        ways = measured[bucket]
+        if only is not None:
+            ways = tuple(timed for timed in ways if _form(shape, timed.candidate) == only)
         if ways:
             best = _faster(ways)
             steps.append(Step(bucket, best, _form(shape, best)))
     return tuple(_merged(steps))
 
 
-def _faster(ways: list[Timed]) -> Candidate:
+def _smallest(shape: LayerShape, measured: Mapping[int, tuple[Timed, ...]]) -> str:
+    """The one form to keep: a packed one if smaller and if every bucket has a way that reads it."""
+    n, k, pattern = shape.n, shape.k, shape.pattern
+    times: dict[str, float] = {}
+    for form in PACKED_FORMS:
+        if format_bytes(form, n, k, pattern) >= format_bytes(DENSE_FORM, n, k, pattern):
+            continue
+        fitting = [
+            [timed.us for timed in ways if _form(shape, timed.candidate) == form]
+            for ways in measured.values()
+        ]
+        if all(fitting):
+            times[form] = sum(map(min, fitting))
+    return min(times, key=lambda form: times[form], default=DENSE_FORM)
+
+
+def _faster(ways: Sequence[Timed]) -> Candidate:
     """The fastest; sparse only if by more than the spread (see slidesparse.plan.choose)."""
     best = min(ways, key=lambda timed: timed.us)
     dense = [timed for timed in ways if not timed.candidate.sparse]

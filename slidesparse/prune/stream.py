@@ -52,8 +52,8 @@ class StreamedModel:
     ) -> None:
         """Build the model without its weights."""
         self.device = torch.device(device)
-        self.model = _hollow(Path(directory))
-        self.dtype = dtype or _dtype_of(self.model)
+        self.model = hollow_model(Path(directory))
+        self.dtype = dtype or dtype_of(self.model)
         self._source = source if source is not None else _reader(directory)
         _move_buffers(self.model, self.device)
 
@@ -165,8 +165,12 @@ class _EmptyOnMeta(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _hollow(directory: Path) -> Any:
-    """The causal LM of a config.json with its weights on the meta device."""
+def hollow_model(directory: Path) -> Any:
+    """The causal LM of a config.json, its weights on the meta device and its buffers real.
+
+    Raises:
+        ModelError: config.json is missing or of a model that transformers does not know.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
@@ -188,7 +192,8 @@ def _reader(directory: Path | str) -> TensorSource:
     return CheckpointReader(directory)
 
 
-def _dtype_of(model: Any) -> torch.dtype:
+def dtype_of(model: Any) -> torch.dtype:
+    """What config.json says the weights are kept in; float32 if it is silent."""
     # Releases before 4.56 call it torch_dtype.
     named = getattr(model.config, "dtype", None) or getattr(model.config, "torch_dtype", None)
     return named if isinstance(named, torch.dtype) else torch.float32
