@@ -6,8 +6,9 @@ file is missing is an error.
 
 NAME is of a result file. Its beginning says what is made of it: "output-" what the search printed,
 "kernels" the kernels around the GEMM, "native_" how the native GEMM did against dense and against
-the other sparse backends (and, ending in "_decode", the bandwidth it reached); all else the totals
-of a search. "efforts" is made of all effort-*.json.
+the other sparse backends (and, ending in "_decode", the bandwidth it reached), "linear" whole
+linears against torch's, "accuracy" perplexities and, after "details-", all that was measured with
+them; all else the totals of a search. "efforts" is made of all effort-*.json.
 """
 
 from __future__ import annotations
@@ -21,11 +22,16 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from slidesparse.bench.accuracy_record import read_json as read_accuracy
 from slidesparse.bench.kernel_record import KernelRecord, Row
 from slidesparse.bench.kernel_record import read_json as read_kernels
+from slidesparse.bench.linear_record import LinearRecord
+from slidesparse.bench.linear_record import read_json as read_linears
 from slidesparse.bench.record import SearchRecord, read_json
 from slidesparse.candidate import Measurement, ProblemResult
 from slidesparse.cli.bench_table import verdict
+from slidesparse.cli.eval_table import details, summary
+from slidesparse.cli.linear_table import verdict as linear_verdict
 from slidesparse.cli.search_table import (
     dense_total,
     patterns_of,
@@ -36,9 +42,16 @@ from slidesparse.cli.search_table import (
 from slidesparse.errors import UsageError
 from slidesparse.models import LinearLayer
 from slidesparse.pattern import Pattern
+from slidesparse.problem import DType
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "docs/search.md", "docs/kernels.md", "docs/native_kernel.md")
+PAGES = (
+    "README.md",
+    "docs/search.md",
+    "docs/kernels.md",
+    "docs/native_kernel.md",
+    "docs/accuracy.md",
+)
 RESULTS = ROOT / "bench" / "results" / "nvidia-h200"
 BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end table -->)", re.DOTALL)
 NATIVE = "native"
@@ -264,6 +277,49 @@ def _kernel_cell(record: KernelRecord, row: Row) -> str:
     return f"{time}, {row.percent_of_copy:.0f} %{best}"
 
 
+def linear_tables(record: LinearRecord) -> str:
+    """One table per dtype: a row per M, a column per pattern, torch's time over ours."""
+    parts = [linear_table(record, dtype) for dtype in record.dtypes]
+    hints = ", ".join(f"M={hint}" for hint in record.settings["autotune"])
+    tuned = f", max-autotune at {hints} if faster" if hints else ""
+    legend = (
+        "Torch's time over ours for all linears of the model, each weighted by its count: "
+        f"{record.settings['timed']}, on the same pruned weights, in one race, cold L2; and in how "
+        "many linears a sparse GEMM runs. Milliseconds are torch's on "
+        f"{record.patterns[0]} weights. Torch is torch.compile of the quantisation with "
+        f"torch._scaled_mm row-wise or torch._int_mm{tuned}. Linear by "
+        f"linear, {linear_verdict(record)}. {record.model}, {record.fingerprint.name}, torch "
+        f"{record.fingerprint.torch}; measured in "
+        f"{record.seconds:.0f} s on {record.created[:10]} (commit {record.commit[:12]})."
+    )
+    return "\n\n".join([*parts, legend])
+
+
+def linear_table(record: LinearRecord, dtype: DType) -> str:
+    """The table of one dtype."""
+    heads = [
+        str(pattern) if pattern.dense else f"{pattern} (bound {float(pattern.bound):.2f})"
+        for pattern in record.patterns
+    ]
+    lines = [
+        f"| {dtype}, M | torch, ms | {' | '.join(heads)} |",
+        f"| ---: | ---: |{' ---: |' * len(heads)}",
+    ]
+    for tokens in dict.fromkeys(r.tokens for r in record.rows if r.problem.dtype is dtype):
+        cells, milliseconds = [], "-"
+        for place, pattern in enumerate(record.patterns):
+            both, rows = record.totals(dtype, tokens, pattern), record.of(dtype, tokens, pattern)
+            if both is None:
+                cells.append("-")
+                continue
+            if not place:
+                milliseconds = f"{both[0] / 1e3:.2f}"
+            sparse = f", sparse {sum(row.sparse for row in rows)} of {len(rows)}"
+            cells.append(f"{both[0] / both[1]:.2f}" + ("" if pattern.dense else sparse))
+        lines.append(f"| {tokens} | {milliseconds} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def render(text: str) -> str:
     """A page with every block made anew.
 
@@ -275,8 +331,14 @@ def render(text: str) -> str:
         name = match[2]
         if name == "efforts":
             made = "\n".join(map(efforts_line, sorted(RESULTS.glob("effort-*.json"))))
+        elif name.startswith("accuracy"):
+            made = summary(read_accuracy(RESULTS / f"{name}.json"))
+        elif name.startswith("details-"):
+            made = details(read_accuracy(RESULTS / f"{name.removeprefix('details-')}.json"))
         elif name.startswith("kernels"):
             made = kernels_table(read_kernels(RESULTS / f"{name}.json"))
+        elif name.startswith("linear"):
+            made = linear_tables(read_linears(RESULTS / f"{name}.json"))
         elif name.startswith("native_"):
             record = read_json(RESULTS / f"{name}.json")
             made = native_tables(record, decode=name.endswith("_decode"))

@@ -16,8 +16,12 @@ from slidesparse.errors import SlideSparseError, UsageError
 
 COMMANDS = {
     "search": "Find the fastest correct algorithm for every GEMM of a model.",
-    "bench": "Measure what runs around the GEMMs, against ceilings and alternatives.",
+    "bench": "Measure the kernels around the GEMMs, whole linears and accuracy, against alternatives.",
     "tune": "Find the fastest configuration of every kernel around the GEMMs.",
+    "allocate": "Choose a pattern for every linear: fastest within a loss, or best at a speed.",
+    "convert": "Prune and quantise a checkpoint into a standard one that keeps its zeros.",
+    "inspect": "Show what the linears of a checkpoint hold: dtype, zeros, pattern, speedup.",
+    "eval": "Measure what pruning and quantising a model costs in perplexity and agreement.",
     "models": "Show the linear layers of a model and their expanded widths.",
     "doctor": "Say what works on this machine and how to mend what does not.",
     "cache": "Look at, move and check the tuning cache.",

@@ -11,9 +11,11 @@ import torch
 from layer_plans import REFERENCE, TORCHAO, shape_of
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from slidesparse.candidate import Candidate
 from slidesparse.errors import KernelError
 from slidesparse.layers import SparseLinear
 from slidesparse.layers.op import linear_op, prepared
+from slidesparse.layers.ways import Reference
 from slidesparse.pattern import DENSE, Pattern
 from slidesparse.problem import DType
 from slidesparse.tensors import TORCH_DTYPES
@@ -173,6 +175,26 @@ class TestOperator:
         linear_op(*given)
         after = [given[0], *given[1], given[2], given[3]]
         assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
+
+
+@pytest.mark.parametrize(("m", "ran"), [(1, 16), (16, 16), (17, 256), (256, 256), (4097, 256)])
+def test_the_step_of_the_number_of_tokens_runs(m, ran, monkeypatch):
+    calls = []
+
+    class Noted(Reference):
+        def run(self, q, x_scale, weight, w_scale, bias, out):
+            calls.append((self.candidate.params["up_to"], weight))
+            super().run(q, x_scale, weight, w_scale, bias, out)
+
+    monkeypatch.setattr("slidesparse.layers.op.make_way", lambda plan, c: Noted(plan, c))
+    shape = shape_of(N, K, Pattern.parse("6:8"), DType.INT8, bias=True)
+    steps = [(b, Candidate("reference", {"up_to": b, "m": m})) for b in (16, 256)]
+    *_, bias, _ = given = arguments()
+    x = checks.tokens(m, K)
+    linear_op(x, given[1], given[2], bias, plans.plan_of(shape, steps).to_text())
+    ((bucket, weight),) = calls
+    assert bucket == ran
+    assert weight.data_ptr() == given[1][0].data_ptr()
 
 
 def test_equal_layers_share_what_runs_them():
