@@ -13,7 +13,10 @@ from slidesparse.kernels.quant import quantize_rows
 from slidesparse.layers.layer_plan import LayerPlan, from_text
 from slidesparse.layers.ways import Way, make_way
 from slidesparse.pattern import DENSE
+from slidesparse.problem import bucket_m
 from slidesparse.tensors import TORCH_DTYPES
+
+NOT_READY = "which a CUDA graph cannot capture; run it once before"
 
 
 class Prepared:
@@ -37,6 +40,7 @@ class Prepared:
             way = make_way(plan, step.candidate)
             way.prepare(device)
             self.steps.append((way, forms.index(step.form)))
+        self._ran: set[tuple[torch.dtype, int]] = set()
 
     def run(
         self,
@@ -45,15 +49,24 @@ class Prepared:
         w_scale: torch.Tensor,
         bias: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Run the operator on the current stream of the tensors' device, which is current."""
+        """Run the operator on the current stream of the tensors' device, which is current.
+
+        Raises:
+            KernelError: a CUDA graph is being captured and nothing of this M bucket ever ran: its
+                kernels are compiled and loaded then, which would break the capture.
+        """
         m = x.shape[0]
         out = torch.empty((m, self.plan.n), dtype=self.out, device=x.device)
         if not m:
             return out
+        kind = (x.dtype, bucket_m(m))
+        if kind not in self._ran and x.is_cuda and torch.cuda.is_current_stream_capturing():
+            raise KernelError(f"the layer never ran M={m} or near, {NOT_READY}")
         way, form = self.steps[self.plan.index_at(m)]
         pattern = self.plan.pattern if way.candidate.sparse else DENSE
         q, x_scale = quantize_rows(x, self.dtype, pattern)
         way.run(q, x_scale, weights[form], w_scale, bias, out)
+        self._ran.add(kind)
         return out
 
 
@@ -68,7 +81,7 @@ def prepared(plan: str, kind: str, index: int) -> Prepared:
     if kind == "cpu":
         return Prepared(from_text(plan), torch.device("cpu"))
     if torch.cuda.is_current_stream_capturing():
-        raise KernelError("the layer is not ready for capture; run it once before")
+        raise KernelError(f"the layer never ran on cuda:{index}, {NOT_READY}")
     device = torch.device(kind, index)
     with torch.cuda.device(device):
         return Prepared(from_text(plan), device)

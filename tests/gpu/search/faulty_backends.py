@@ -3,9 +3,9 @@
 import torch
 
 from slidesparse.candidate import Candidate
-from slidesparse.search.cublaslt import CublasLt
 from slidesparse.kernels.blas.cublaslt import Matmul
 from slidesparse.kernels.blas.descriptors import host_float
+from slidesparse.search.cublaslt import CublasLt
 from slidesparse.timing import Runner
 
 

@@ -189,12 +189,12 @@ def test_the_step_of_the_number_of_tokens_runs(m, ran, monkeypatch):
     monkeypatch.setattr("slidesparse.layers.op.make_way", lambda plan, c: Noted(plan, c))
     shape = shape_of(N, K, Pattern.parse("6:8"), DType.INT8, bias=True)
     steps = [(b, Candidate("reference", {"up_to": b, "m": m})) for b in (16, 256)]
-    *_, bias, _ = given = arguments()
-    x = checks.tokens(m, K)
-    linear_op(x, given[1], given[2], bias, plans.plan_of(shape, steps).to_text())
+    _, weights, scale, bias, _ = arguments()
+    text = plans.plan_of(shape, steps).to_text()
+    linear_op(checks.tokens(m, K), weights, scale, bias, text)
     ((bucket, weight),) = calls
     assert bucket == ran
-    assert weight.data_ptr() == given[1][0].data_ptr()
+    assert weight.data_ptr() == weights[0].data_ptr()
 
 
 def test_equal_layers_share_what_runs_them():
@@ -210,4 +210,7 @@ def test_nothing_is_made_ready_while_a_graph_is_captured(monkeypatch):
     text = plans.plan_of(shape_of(n=16, k=48), [(16, REFERENCE)]).to_text()
     with pytest.raises(KernelError) as raised:
         prepared(text, "cuda", 0)
-    assert str(raised.value) == "the layer is not ready for capture; run it once before"
+    assert (
+        str(raised.value)
+        == "the layer never ran on cuda:0, which a CUDA graph cannot capture; run it once before"
+    )
