@@ -7,7 +7,7 @@ file is missing is an error.
 NAME is of a result file. Its beginning says what is made of it: "output-" what the search printed,
 "kernels" the kernels around the GEMM, "native_" how the native GEMM did against dense and against
 the other sparse backends (and, ending in "_decode", the bandwidth it reached), "linear" whole
-linears against torch's, "accuracy" perplexities and, after "details-", all that was measured with
+linears against torch's ("every-" before it: linear by linear), "accuracy" perplexities and, after "details-", all that was measured with
 them; all else the totals of a search. "efforts" is made of all effort-*.json.
 """
 
@@ -51,6 +51,7 @@ PAGES = (
     "docs/kernels.md",
     "docs/native_kernel.md",
     "docs/accuracy.md",
+    "docs/linear.md",
 )
 RESULTS = ROOT / "bench" / "results" / "nvidia-h200"
 BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end table -->)", re.DOTALL)
@@ -320,6 +321,33 @@ def linear_table(record: LinearRecord, dtype: DType) -> str:
     return "\n".join(lines)
 
 
+def every_linear(record: LinearRecord) -> str:
+    """One table per dtype: a row per linear and M, a column per pattern."""
+    parts = []
+    for dtype in record.dtypes:
+        lines = [
+            f"| {dtype} | M | {' | '.join(map(str, record.patterns))} |",
+            f"| --- | ---: |{' ---: |' * len(record.patterns)}",
+        ]
+        cells: dict[tuple[str, int], dict[Pattern, str]] = {}
+        for row in (row for row in record.rows if row.problem.dtype is dtype):
+            kept = cells.setdefault((row.layer.name, row.tokens), {})
+            same = "" if row.clear else "="
+            runs = ", S" if row.sparse else ""
+            kept[row.problem.pattern] = "-" if row.ratio is None else f"{row.ratio:.2f}{same}{runs}"
+        for (name, tokens), row in cells.items():
+            made = " | ".join(row.get(pattern, "-") for pattern in record.patterns)
+            lines.append(f"| {name} | {tokens} | {made} |")
+        parts.append("\n".join(lines))
+    cut = " The run was cut off: what is missing was not measured." if record.interrupted else ""
+    parts.append(
+        f"Torch's time over ours, {record.settings['timed']}; = inside the spread; S: a sparse "
+        f"GEMM runs; {linear_verdict(record)}.{cut} {record.model}, {record.fingerprint.name}; measured "
+        f"in {record.seconds:.0f} s on {record.created[:10]} (commit {record.commit[:12]})."
+    )
+    return "\n\n".join(parts)
+
+
 def render(text: str) -> str:
     """A page with every block made anew.
 
@@ -337,6 +365,8 @@ def render(text: str) -> str:
             made = details(read_accuracy(RESULTS / f"{name.removeprefix('details-')}.json"))
         elif name.startswith("kernels"):
             made = kernels_table(read_kernels(RESULTS / f"{name}.json"))
+        elif name.startswith("every-"):
+            made = every_linear(read_linears(RESULTS / f"{name.removeprefix('every-')}.json"))
         elif name.startswith("linear"):
             made = linear_tables(read_linears(RESULTS / f"{name}.json"))
         elif name.startswith("native_"):
