@@ -7,8 +7,9 @@ file is missing is an error.
 NAME is of a result file. Its beginning says what is made of it: "output-" what the search printed,
 "kernels" the kernels around the GEMM, "native_" how the native GEMM did against dense and against
 the other sparse backends (and, ending in "_decode", the bandwidth it reached), "linear" whole
-linears against torch's ("every-" before it: linear by linear), "accuracy" perplexities and, after "details-", all that was measured with
-them; all else the totals of a search. "efforts" is made of all effort-*.json.
+linears against torch's (linear by linear after "every-"), "accuracy" perplexities and, after
+"details-", all that was measured with them; all else the totals of a search. "efforts" is made of
+all effort-*.json.
 """
 
 from __future__ import annotations
@@ -342,8 +343,8 @@ def every_linear(record: LinearRecord) -> str:
     cut = " The run was cut off: what is missing was not measured." if record.interrupted else ""
     parts.append(
         f"Torch's time over ours, {record.settings['timed']}; = inside the spread; S: a sparse "
-        f"GEMM runs; {linear_verdict(record)}.{cut} {record.model}, {record.fingerprint.name}; measured "
-        f"in {record.seconds:.0f} s on {record.created[:10]} (commit {record.commit[:12]})."
+        f"GEMM runs; {linear_verdict(record)}.{cut} {record.model}, {record.fingerprint.name}; "
+        f"measured in {record.seconds:.0f} s on {record.created[:10]} (commit {record.commit[:12]})."
     )
     return "\n\n".join(parts)
 
