@@ -344,7 +344,7 @@ def every_linear(record: LinearRecord) -> str:
     parts.append(
         f"Torch's time over ours, {record.settings['timed']}; = inside the spread; S: a sparse "
         f"GEMM runs; {linear_verdict(record)}.{cut} {record.model}, {record.fingerprint.name}; "
-        f"measured in {record.seconds:.0f} s on {record.created[:10]} (commit {record.commit[:12]})."
+        f"{record.seconds:.0f} s on {record.created[:10]} (commit {record.commit[:12]})."
     )
     return "\n\n".join(parts)
 
