@@ -57,3 +57,8 @@ class SearchError(SlideSparseError):
 
 class CandidateError(SlideSparseError):
     """One candidate that cannot run; it costs that candidate and nothing else."""
+
+
+def reason_of(error: BaseException) -> str:
+    """What went wrong in one line, for a message that names the file itself."""
+    return " ".join(str(getattr(error, "strerror", None) or error).split()).rstrip(".")

@@ -13,15 +13,25 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from slidesparse.errors import RecipeError, UsageError
+from slidesparse.errors import PatternError, RecipeError, UsageError
 from slidesparse.pattern import DENSE, Pattern
 from slidesparse.problem import DType, parse_dtype
 
 VERSION = 1
 """Of the file form."""
 
+HEAD = "lm_head"
+"""The linear after the decoder blocks, which many models share with the embedding."""
+
+ROUTERS = ("gate", "router", "shared_expert_gate")
+
 MOST_BYTES = 16 << 20
 """A recipe names each linear once; a larger file is something else."""
+
+
+def is_router(name: str) -> bool:
+    """Whether a linear chooses experts or gates them: too small to gain and too delicate."""
+    return name.rpartition(".")[2] in ROUTERS
 
 
 class Method(str, Enum):
@@ -65,7 +75,7 @@ class Recipe:
     pattern: Pattern = DENSE
     method: Method = Method.WANDA
     dtype: DType | None = DType.FP8
-    keep: tuple[str, ...] = ("lm_head",)
+    keep: tuple[str, ...] = (HEAD,)
     layers: Mapping[str, Pattern] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -109,9 +119,15 @@ class Recipe:
         except (ValueError, RecursionError) as error:
             raise RecipeError(f"not JSON: {error}") from error
         fields = {"version", "pattern", "method", "dtype", "keep", "layers"}
-        if not isinstance(data, dict) or data.keys() != fields:
-            raise RecipeError(f"a recipe has exactly {', '.join(sorted(fields))}")
-        if data["version"] != VERSION:
+        wanted = f"a recipe has exactly {', '.join(sorted(fields))}"
+        if not isinstance(data, dict):
+            raise RecipeError(f"it is no JSON object; {wanted}")
+        odd = sorted(fields ^ data.keys())
+        if odd:
+            which = "lacks" if odd[0] in fields else "has an unknown"
+            raise RecipeError(f"it {which} {odd[0]!r}; {wanted}")
+        # Not by == alone: true and 1.0 equal 1.
+        if type(data["version"]) is not int or data["version"] != VERSION:
             raise RecipeError(f"recipe version {data['version']!r}; this release reads {VERSION}")
         if not (
             isinstance(data["keep"], list)
@@ -149,7 +165,10 @@ class Recipe:
 def _pattern(name: str, spelled: Any) -> Pattern:
     if not isinstance(spelled, str):
         raise RecipeError(f"{name}: pattern {spelled!r} is no text")
-    return Pattern.parse(spelled)
+    try:
+        return Pattern.parse(spelled)
+    except PatternError as error:
+        raise PatternError(f"{name}: {error}") from error
 
 
 def _method(spelled: Any) -> Method:

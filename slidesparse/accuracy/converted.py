@@ -75,7 +75,7 @@ def load_converted(
 
     converted_variant(directory)
     reader = CheckpointReader(directory)
-    config = transformers.AutoConfig.from_pretrained(directory)
+    config = transformers.AutoConfig.from_pretrained(directory, trust_remote_code=False)
     if hasattr(config, QUANTISATION):
         delattr(config, QUANTISATION)
     wanted = dtype or torch.float32

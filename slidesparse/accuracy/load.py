@@ -56,7 +56,7 @@ def load_tokenizer(source: str | Path) -> Any:
     name, file = _place(source)
     gguf = {"gguf_file": file} if file else {}
     with _explained(f"the tokenizer of {source}"):
-        return transformers.AutoTokenizer.from_pretrained(name, **gguf)
+        return transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False, **gguf)
 
 
 def load_model(
@@ -90,7 +90,10 @@ def load_model(
     else:
         with _explained(str(source)):
             model, told = transformers.AutoModelForCausalLM.from_pretrained(
-                name, output_loading_info=True, **{dtype_argument(): dtype or "auto"}
+                name,
+                output_loading_info=True,
+                trust_remote_code=False,
+                **{dtype_argument(): dtype or "auto"},
             )
         # transformers would go on with random numbers in their place.
         check_whole(str(source), model, told["missing_keys"], ())
@@ -194,5 +197,5 @@ def _explained(what: str) -> Iterator[None]:
         yield
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = lines[0] if lines else type(error).__name__
+        reason = lines[0].rstrip(":") if lines else type(error).__name__
         raise ModelError(f"cannot load {what}: {reason}") from error

@@ -114,7 +114,8 @@ def _check_size(path: Path) -> None:
     try:
         size = path.stat().st_size
     except OSError as error:
-        hint = "" if path.exists() else f"; a cached dataset is spelt {DATASET}NAME"
+        missing = isinstance(error, FileNotFoundError)
+        hint = "" if not missing else f"; a cached dataset is spelt {DATASET}NAME"
         raise CalibrationError(f"cannot read {path}: {error.strerror}{hint}") from error
     if path.is_dir():
         raise CalibrationError(f"cannot read {path}: it is a folder; name a file")

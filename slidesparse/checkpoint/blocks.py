@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from slidesparse.checkpoint.formats import WEIGHT
-from slidesparse.checkpoint.layout import HEAD, REST, Unit, transformed
+from slidesparse.checkpoint.layout import REST, Unit, transformed
 from slidesparse.checkpoint.reader import CheckpointReader
 from slidesparse.checkpoint.weights import Job
 from slidesparse.errors import CheckpointError
@@ -19,6 +19,7 @@ from slidesparse.prune.inputs import BlockInputs
 from slidesparse.prune.model import PREFIX, prune_head
 from slidesparse.prune.report import Report
 from slidesparse.prune.stream import StreamedModel
+from slidesparse.recipe import HEAD
 
 
 class Source(Protocol):
@@ -70,7 +71,7 @@ class Blocks:
         expected = [f"{PREFIX}.{index}" for index in range(self._model.blocks)]
         found = [unit.name for unit in units if unit.name != REST]
         if found != expected:
-            odd = next(iter(set(found) ^ set(expected)))
+            odd = min(set(found) ^ set(expected))
             raise CheckpointError(
                 f"{odd} is not in both the checkpoint and the model of its config.json; use the "
                 "magnitude method without --permute"

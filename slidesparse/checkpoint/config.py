@@ -16,6 +16,11 @@ BLOCK = "slidesparse"
 """The key of our block in config.json."""
 
 QUANTISATION = "quantization_config"
+_OLD_QUANTISATION = "compression_config"
+"""What early releases of compressed-tensors called it."""
+
+_REPLACED = (QUANTISATION, _OLD_QUANTISATION, BLOCK)
+
 COMPRESSED_TENSORS = "compressed-tensors"
 
 FORMATS = {DType.FP8: "float-quantized", DType.INT8: "int-quantized"}
@@ -61,8 +66,8 @@ def converted_config(
         ignore: linears that are not quantised.
         details: more to say in our block.
     """
-    made = {key: value for key, value in config.items() if key not in (QUANTISATION, BLOCK)}
-    before = config.get(QUANTISATION)
+    made = {key: value for key, value in config.items() if key not in _REPLACED}
+    before = config.get(QUANTISATION) or config.get(_OLD_QUANTISATION)
     cache = before.get("kv_cache_scheme") if isinstance(before, dict) else None
     if recipe.dtype is not None:
         made[QUANTISATION] = quantisation(recipe.dtype, ignore, cache)
@@ -116,7 +121,7 @@ def check_source(config: Mapping[str, Any]) -> None:
     Raises:
         CheckpointError: names the method.
     """
-    found = config.get(QUANTISATION) or config.get("compression_config")
+    found = config.get(QUANTISATION) or config.get(_OLD_QUANTISATION)
     if found is None:
         return
     method = found.get("quant_method", COMPRESSED_TENSORS) if isinstance(found, dict) else found

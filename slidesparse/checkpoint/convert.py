@@ -20,7 +20,6 @@ from slidesparse.checkpoint import files
 from slidesparse.checkpoint.blocks import Blocks, Source, Streamed
 from slidesparse.checkpoint.config import converted_config
 from slidesparse.checkpoint.layout import (
-    HEAD,
     REST,
     Layout,
     Unit,
@@ -35,7 +34,7 @@ from slidesparse.checkpoint.writer import ShardWriter, TensorSpec, unchanged, wr
 from slidesparse.errors import CalibrationError, CheckpointError
 from slidesparse.pattern import Pattern
 from slidesparse.prune.report import LayerReport
-from slidesparse.recipe import Recipe
+from slidesparse.recipe import HEAD, Recipe
 
 log = logging.getLogger(__name__)
 
@@ -102,19 +101,23 @@ def convert(
         )
     job = job_of(reader, recipe, torch.device(device))
     identity = identity_of(reader, recipe, permute, tokens)
-    place = Path(target).expanduser().resolve()
-    work = place.with_name(place.name + files.PARTIAL)
+    place = files.place_of(target)
     finished = _finished(place, identity)
     if finished is not None:
         files.tidy(place)
         return _conversion(place, job, layout, finished, len(layout.units))
-    files.check_destination(reader.path.resolve(), place, force)
+    origin = reader.path.resolve()
+    files.check_destination(origin, place, force)
+    files.check_others(origin)
+    work = place.with_name(place.name + files.PARTIAL)
     with writing(work):
         work.mkdir(parents=True, exist_ok=True)
     with locked(work):
         state = _open(work, identity, force)
         resumed = _run(job, layout, state, tokens, permute, progress)
         _finish(job, layout, work, state)
+        # Once more: something may have got this name since.
+        files.check_destination(origin, place, force)
         files.install(work, place)
     return _conversion(place, job, layout, state, resumed)
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from slidesparse.checkpoint.reader import CONFIG_FILE
 from slidesparse.checkpoint.state import LOCK_FILE, STATE_FILE
 from slidesparse.checkpoint.writer import TEMPORARY, size_text, sync_directory, writing
-from slidesparse.errors import CheckpointError, UsageError
+from slidesparse.errors import CheckpointError, UsageError, reason_of
 
 PARTIAL = ".partial"
 """Ends the name of the folder beside DST that an unfinished conversion works in."""
@@ -28,16 +29,39 @@ _MOST_BYTES = 512 << 20
 """Tokenizers have some megabytes; what is larger is weights under another name."""
 
 
+def place_of(target: Path | str) -> Path:
+    """The folder that a destination names, links followed.
+
+    Raises:
+        UsageError: it names none: a loop of links, a name that is too long, a folder above it that
+            cannot be looked into.
+    """
+    try:
+        place = Path(target).expanduser().resolve()
+        with suppress(FileNotFoundError, NotADirectoryError):
+            place.lstat()
+    except (OSError, RuntimeError) as error:
+        raise UsageError(f"{target} cannot be made: {reason_of(error)}; name another") from error
+    return place
+
+
 def check_destination(source: Path, target: Path, force: bool) -> None:
     """Refuse a destination that would lose something.
+
+    Args:
+        source: directory of the source, links followed.
+        target: from `place_of`.
+        force: what is there may be replaced.
 
     Raises:
         UsageError: it is the source, or inside it, or around it; or it exists and may not be
             replaced.
     """
-    inside = source == target or source in target.parents or target in source.parents
-    if inside:
+    if source == target or source in target.parents or target in source.parents:
         raise UsageError(f"{target} and {source} lie in each other; name another folder")
+    work = target.with_name(target.name + PARTIAL)
+    if source == work or work in source.parents:
+        raise UsageError(f"the conversion works in {work}, where {source} is; name another folder")
     if not os.path.lexists(target):
         return
     if not target.is_dir():
@@ -68,6 +92,19 @@ def check_room(folder: Path, needed: int) -> None:
             f"{folder} needs {size_text(needed)} more and the disk has {size_text(free)}: make "
             "room and run the same command again"
         )
+
+
+def check_others(source: Path) -> None:
+    """Find out before the work that what is copied after it can be read.
+
+    Raises:
+        CheckpointError: names the first file that cannot.
+    """
+    for path in _others(source):
+        if not os.access(path, os.R_OK):
+            raise CheckpointError(
+                f"cannot read {path}, which is copied: permission denied; make it readable"
+            )
 
 
 def copy_others(source: Path, work: Path) -> None:
@@ -129,7 +166,7 @@ def empty(work: Path) -> None:
         CheckpointError: the system refuses.
     """
     with writing(work):
-        for path in work.iterdir():
+        for path in _entries(work):
             ours = any(fnmatchcase(path.name.lower(), it) for it in ("*.safetensors", *_COPIED))
             if ours and path.is_file():
                 path.unlink()
@@ -153,9 +190,14 @@ def strangers(work: Path) -> list[str]:
     return sorted(path.name for path in work.iterdir() if not path.name.startswith(ours))
 
 
+def _entries(folder: Path) -> list[Path]:
+    """What lies in a folder, and in those of its folders that are copied."""
+    folders = [folder, *(folder / name for name in _FOLDERS if (folder / name).is_dir())]
+    return sorted(path for each in folders for path in each.iterdir())
+
+
 def _others(source: Path) -> Iterator[Path]:
-    folders = [source, *(source / name for name in _FOLDERS if (source / name).is_dir())]
-    for path in sorted(path for folder in folders for path in folder.iterdir()):
+    for path in _entries(source):
         skipped = path.name in (CONFIG_FILE, STATE_FILE) or path.name.endswith(".index.json")
         named = any(fnmatchcase(path.name.lower(), pattern) for pattern in _COPIED)
         if named and not skipped and path.is_file() and path.stat().st_size <= _MOST_BYTES:

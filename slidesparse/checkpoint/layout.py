@@ -17,9 +17,8 @@ from slidesparse.checkpoint.formats import (
 )
 from slidesparse.checkpoint.reader import CheckpointReader
 from slidesparse.errors import CheckpointError, RecipeError
-from slidesparse.recipe import Recipe
+from slidesparse.recipe import HEAD, Recipe, is_router
 
-HEAD = "lm_head"
 REST = "rest"
 """The name of the unit that holds everything outside the decoder blocks."""
 
@@ -28,8 +27,6 @@ FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 _BLOCK = re.compile(r"((?:.*\.)?layers\.(\d+))\.(.+)")
 _OTHER_TOWERS = ("vision", "visual", "audio", "encoder")
-_ROUTERS = ("gate", "router", "shared_expert_gate")
-"""Linears that choose experts or gate them: too small to gain and too delicate."""
 
 
 @dataclass(frozen=True)
@@ -177,6 +174,11 @@ def _linears(reader: CheckpointReader, names: Iterable[str]) -> Iterator[Linear]
                 continue
             shape = reader.shape(base)
             if len(shape) == 2:
+                if min(shape) <= 0:
+                    raise CheckpointError(
+                        f"{base} has shape {list(shape)}; a linear's weight has at least one row "
+                        "and one column: get the checkpoint again"
+                    )
                 chosen = _chosen(base)
                 form = reader.form(base)
                 yield Linear(base, (shape[0], shape[1]), form, chosen)
@@ -184,7 +186,7 @@ def _linears(reader: CheckpointReader, names: Iterable[str]) -> Iterator[Linear]
 
 def _chosen(name: str) -> bool:
     last = name.rpartition(".")[2]
-    inside = block_of(name) is not None and last not in _ROUTERS and "embed" not in last
+    inside = block_of(name) is not None and not is_router(name) and "embed" not in last
     return inside or name == HEAD
 
 

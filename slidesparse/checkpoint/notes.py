@@ -6,13 +6,14 @@ from collections.abc import Iterator
 
 from slidesparse.checkpoint.layout import FUSED, Layout, block_of, transformed
 from slidesparse.checkpoint.reader import CheckpointReader
-from slidesparse.recipe import Recipe
+from slidesparse.recipe import HEAD, Recipe
 
 
 def notes_on(reader: CheckpointReader, layout: Layout, recipe: Recipe) -> tuple[str, ...]:
     """One line for each thing that a recipe does to a checkpoint and might surprise."""
     return (
         *_fused_experts(layout),
+        *_kept_nothing(layout, recipe),
         *_static_inputs(reader, recipe),
         *_split_groups(layout, recipe),
         *_requantised(layout),
@@ -25,6 +26,18 @@ def _fused_experts(layout: Layout) -> Iterator[str]:
             f"{len(layout.fused)} tensors hold many experts each ({layout.fused[0]} first): they "
             "are left as they are"
         )
+
+
+def _kept_nothing(layout: Layout, recipe: Recipe) -> Iterator[str]:
+    """A misspelt name keeps nothing; a head that is tied to the embedding is not stored."""
+    names = [linear.name for linear in layout.linears if linear.chosen]
+    for keep in recipe.keep:
+        only = Recipe(keep=(keep,))
+        if keep != HEAD and not any(map(only.kept, names)):
+            yield (
+                f"keep names {keep}, which matches no linear that is converted; a whole block is "
+                "model.layers.0.*"
+            )
 
 
 def _static_inputs(reader: CheckpointReader, recipe: Recipe) -> Iterator[str]:

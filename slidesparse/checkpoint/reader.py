@@ -26,7 +26,7 @@ from slidesparse.checkpoint.safetensors_file import (
     read_header,
     read_tensor,
 )
-from slidesparse.errors import CheckpointError
+from slidesparse.errors import CheckpointError, reason_of
 
 if TYPE_CHECKING:
     import torch
@@ -201,6 +201,12 @@ class CheckpointReader:
         raise CheckpointError(f"{self.path} holds no linear {linear}")
 
     def _load(self) -> dict[str, StoredTensor]:
+        try:
+            return self._found()
+        except OSError as error:
+            raise CheckpointError(f"cannot read {self.path}: {reason_of(error)}") from error
+
+    def _found(self) -> dict[str, StoredTensor]:
         index, single = self.path / INDEX_FILE, self.path / SINGLE_FILE
         if not self.path.is_dir():
             raise CheckpointError(f"{self.path} is not a directory")
@@ -226,7 +232,7 @@ def read_json(path: Path) -> dict[str, Any]:
             raise CheckpointError(f"{path} has more than {MOST_JSON_BYTES >> 20} MiB")
         made = json.loads(content.decode("utf-8"))
     except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+        raise CheckpointError(f"cannot read {path}: {reason_of(error)}") from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON: {error}") from error
     if not isinstance(made, dict):

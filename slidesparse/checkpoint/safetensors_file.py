@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slidesparse.errors import CheckpointError
+from slidesparse.errors import CheckpointError, reason_of
 
 if TYPE_CHECKING:
     import torch
@@ -143,7 +143,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
                 )
             content = file.read(length)
     except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+        raise CheckpointError(f"cannot read {path}: {reason_of(error)}") from error
     try:
         header = _parse(content)
         tensors = _tensors(header, path, LENGTH_BYTES + length)
@@ -201,7 +201,7 @@ def _opened(stored: StoredTensor) -> Any:
     try:
         return stored.path.open("rb", buffering=0)
     except OSError as error:
-        raise CheckpointError(f"cannot read {stored.path}: {error.strerror or error}") from error
+        raise CheckpointError(f"cannot read {stored.path}: {reason_of(error)}") from error
 
 
 def _read_into(file: Any, start: int, view: memoryview, stored: StoredTensor) -> None:
@@ -220,7 +220,7 @@ def _read_into(file: Any, start: int, view: memoryview, stored: StoredTensor) ->
             done += count
     except OSError as error:
         raise CheckpointError(
-            f"cannot read {stored.name} from {stored.path}: {error.strerror or error}"
+            f"cannot read {stored.name} from {stored.path}: {reason_of(error)}"
         ) from error
 
 

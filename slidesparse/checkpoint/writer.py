@@ -22,7 +22,7 @@ from slidesparse.checkpoint.safetensors_file import (
     pieces,
     read_header,
 )
-from slidesparse.errors import CheckpointError
+from slidesparse.errors import CheckpointError, reason_of
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +50,16 @@ class TensorSpec:
 
     @property
     def bytes(self) -> int:
-        """Its length in the file."""
+        """Its length in the file.
+
+        Raises:
+            CheckpointError: the dtype is none of those that are known.
+        """
+        if self.dtype not in ITEM_BYTES:
+            raise CheckpointError(
+                f"{self.name} is {self.dtype}, which is not written; known are "
+                f"{', '.join(ITEM_BYTES)}"
+            )
         return math.prod(self.shape) * ITEM_BYTES[self.dtype]
 
 
@@ -207,7 +216,7 @@ def writing(path: Path, size: int = 0) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or str(error)
+        reason = reason_of(error)
         if error.errno in _FULL:
             room = f" ({size_text(size)})" if size else ""
             raise CheckpointError(

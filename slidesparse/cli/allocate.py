@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from slidesparse.cli.allocate_options import Names, Percent, SpeedTarget, Workload
-from slidesparse.cli.options import DTypeName, PatternList, check_writable
+from slidesparse.cli.allocate_options import Percent, SpeedTarget, Workload
+from slidesparse.cli.options import DTypeName, Names, PatternList, check_writable
 from slidesparse.cli.target import open_cache, refuse_fp8, target_options
 from slidesparse.errors import UsageError
 from slidesparse.recipe import Method

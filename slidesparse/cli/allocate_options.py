@@ -89,18 +89,3 @@ class SpeedTarget(_ParamType):
         if not math.isfinite(speedup) or speedup <= 1:
             self.fail(f"{value} is no speedup over dense; use more than 1", param, ctx)
         return speedup
-
-
-class Names(_ParamType):
-    """Comma-separated names of linears, with * and ? as in a shell."""
-
-    name = "names"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, ...]:
-        """Split the list; an empty text is an empty list."""
-        if isinstance(value, tuple):
-            return value
-        names = (part.strip() for part in str(value).split(","))
-        return tuple(dict.fromkeys(name for name in names if name))

@@ -10,7 +10,9 @@ import click
 
 from slidesparse.checkpoint.writer import size_text
 from slidesparse.cli.console import make_console
-from slidesparse.errors import UsageError
+from slidesparse.cli.main import EXIT_INTERRUPTED
+from slidesparse.cli.options import Names
+from slidesparse.errors import UsageError, reason_of
 from slidesparse.pattern import Pattern
 from slidesparse.problem import parse_dtype
 from slidesparse.recipe import Method, Recipe
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
     from slidesparse.checkpoint.convert import Conversion
     from slidesparse.checkpoint.preview import Preview
 
-EXIT_INTERRUPTED = 130
 SEQUENCES, LENGTH = 128, 2048
 """Of the calibration text: what Wanda and SparseGPT were published with."""
 
@@ -53,8 +54,16 @@ _RECIPE_SAYS = ("pattern", "dtype", "method", "keep")
 @click.option("--calibration", help="Text file, token ids (.json, .npy, .pt) or dataset:NAME.")
 @click.option("--sequences", type=click.IntRange(1), default=SEQUENCES, show_default=True)
 @click.option("--length", type=click.IntRange(2), default=LENGTH, show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the calibration draw.")
-@click.option("--keep", default="lm_head", show_default=True, help="Linears to leave as they are.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**31 - 1),
+    default=0,
+    show_default=True,
+    help="Of the calibration draw.",
+)
+@click.option(
+    "--keep", type=Names(), default="lm_head", show_default=True, help="Linears left as they are."
+)
 @click.option("--permute", is_flag=True, help="Reorder input channels first, where it is exact.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:INDEX.")
 @click.option("--force", is_flag=True, help="Replace DST once the conversion is complete.")
@@ -88,9 +97,9 @@ def command(
     folder = _folder(source)
     planned = preview(folder, recipe)
     _show_plan(folder, target, recipe, planned)
+    _check_target(folder, target, force)
     if dry_run:
         return
-    _check_target(folder, target, force)
     tokens = None
     if planned.calibrated:
         tokens = _tokens(recipe, calibration, folder, sequences, length, seed)
@@ -135,7 +144,7 @@ def _recipe(
     pattern: str,
     dtype: str,
     method: str,
-    keep: str,
+    keep: tuple[str, ...],
     recipe_path: Path | None,
 ) -> Recipe:
     """The recipe of the file, or the one that the options make; not a mixture."""
@@ -149,7 +158,7 @@ def _recipe(
         pattern=Pattern.parse(pattern),
         method=Method(method.lower()),
         dtype=None if dtype == "none" else parse_dtype(dtype),
-        keep=tuple(dict.fromkeys(part.strip() for part in keep.split(",") if part.strip())),
+        keep=keep,
     )
 
 
@@ -159,15 +168,18 @@ def _folder(source: str) -> Path:
     Raises:
         UsageError: it names neither.
     """
-    path = Path(source).expanduser()
-    if path.exists() or not _HUB_ID.fullmatch(source):
-        return path
+    try:
+        path = Path(source).expanduser()
+        if path.exists() or not _HUB_ID.fullmatch(source):
+            return path
+    except (OSError, RuntimeError) as error:
+        raise UsageError(f"cannot read {source}: {reason_of(error)}") from error
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(source, local_files_only=True))
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         raise UsageError(
             f"there is no directory {source!r}, and the Hugging Face cache does not hold it: run "
             f"hf download {source}"
@@ -176,10 +188,10 @@ def _folder(source: str) -> Path:
 
 def _check_target(source: Path, target: Path, force: bool) -> None:
     """Refuse a destination before text is read for it; `convert` looks again."""
-    from slidesparse.checkpoint.files import check_destination
+    from slidesparse.checkpoint.files import check_destination, place_of
     from slidesparse.checkpoint.state import STATE_FILE
 
-    place = target.expanduser().resolve()
+    place = place_of(target)
     if not (place / STATE_FILE).exists():
         check_destination(source.resolve(), place, force)
 
@@ -223,6 +235,7 @@ def _show_plan(source: Path, target: Path, recipe: Recipe, planned: Preview) -> 
         f"linears: {', '.join(counts) or 'none changed'} by {recipe.method}, {dtype}",
         f"kept: {_some(planned.kept)}",
         f"size: {size_text(planned.bytes)} in {planned.shards} shards",
+        *([f"calibration: {recipe.method} runs the model on text"] if planned.calibrated else []),
         *(f"note: {note}" for note in planned.notes),
     ]
     console = make_console(stderr=True)

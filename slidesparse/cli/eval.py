@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from slidesparse.cli.main import EXIT_INTERRUPTED
-from slidesparse.cli.options import PatternList, check_writable
+from slidesparse.cli.options import Names, PatternList, check_writable
 from slidesparse.errors import UsageError
 from slidesparse.problem import DType, parse_dtype
 from slidesparse.recipe import Method, Recipe
@@ -73,21 +73,6 @@ class DTypeList(_ParamType):
         return tuple(dict.fromkeys(found))
 
 
-class Words(_ParamType):
-    """Comma-separated names."""
-
-    name = "names"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, ...]:
-        """Split the list; an empty text is an empty list."""
-        if isinstance(value, tuple):
-            return value
-        names = (part.strip() for part in str(value).split(","))
-        return tuple(dict.fromkeys(name for name in names if name))
-
-
 @click.command()
 @click.argument("model")
 @click.option("--text", required=True, help="Text to evaluate on: a file or dataset:NAME.")
@@ -113,7 +98,7 @@ class Words(_ParamType):
 )
 @click.option("--reference", help="The dense model that MODEL was converted from.")
 @click.option(
-    "--keep", type=Words(), default="lm_head", show_default=True, help="Linears left as they are."
+    "--keep", type=Names(), default="lm_head", show_default=True, help="Linears left as they are."
 )
 @click.option(
     "--sequences", type=click.IntRange(1), help="Of calibration text. [128; on the CPU 4]"
@@ -134,7 +119,7 @@ class Words(_ParamType):
     help="Of everything that is not W8A8; auto is as stored, float32 on a CPU and for GGUF.",
 )
 @click.option(
-    "--lm-eval", "tasks", type=Words(), default="", help="Tasks of lm-evaluation-harness."
+    "--lm-eval", "tasks", type=Names(), default="", help="Tasks of lm-evaluation-harness."
 )
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:INDEX.")

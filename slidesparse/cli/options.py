@@ -84,6 +84,21 @@ class DTypeName(_ParamType):
             self.fail(str(error), param, ctx)
 
 
+class Names(_ParamType):
+    """Comma-separated names."""
+
+    name = "names"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
+        """Split the list; an empty text is an empty list."""
+        if isinstance(value, tuple):
+            return value
+        names = (part.strip() for part in str(value).split(","))
+        return tuple(dict.fromkeys(name for name in names if name))
+
+
 class Seconds(_ParamType):
     """A positive, finite number of seconds."""
 

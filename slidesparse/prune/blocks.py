@@ -16,7 +16,7 @@ from slidesparse.prune.permute import permute_block
 from slidesparse.prune.quantised import quantised
 from slidesparse.prune.report import Report, compare
 from slidesparse.prune.statistics import InputStatistics
-from slidesparse.recipe import Recipe
+from slidesparse.recipe import Recipe, is_router
 
 
 def linears_in(block: nn.Module, prefix: str) -> dict[str, nn.Linear]:
@@ -32,11 +32,6 @@ def chosen_linears(block: nn.Module, prefix: str, recipe: Recipe) -> dict[str, n
     """The linears of a block that a recipe prunes, by full name."""
     linears = linears_in(block, prefix)
     return {name: it for name, it in linears.items() if not recipe.pattern_of(name).dense}
-
-
-def is_router(name: str) -> bool:
-    """Whether a linear chooses experts or gates them: too small to gain and too delicate."""
-    return name.rpartition(".")[2] in ("gate", "router", "shared_expert_gate")
 
 
 @torch.no_grad()

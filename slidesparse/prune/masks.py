@@ -22,9 +22,9 @@ def dropped(scores: torch.Tensor, pattern: Pattern) -> torch.Tensor:
     if pattern.dense:
         return torch.zeros((rows, k), dtype=torch.bool, device=scores.device)
     pad = pattern.padded_k(k) - k
-    left = torch.nn.functional.pad(scores, (0, pad), value=-1.0).reshape(-1, pattern.block)
-    if left.data_ptr() == scores.data_ptr():
-        left = left.clone()
+    # What was dropped is marked by infinity, which no score may equal.
+    finite = scores.clamp(max=torch.finfo(scores.dtype).max)
+    left = torch.nn.functional.pad(finite, (0, pad), value=-1.0).reshape(-1, pattern.block)
     mask = torch.zeros(left.shape, dtype=torch.bool, device=scores.device)
     for _ in range(pattern.block - pattern.nonzeros):
         lowest = left.argmin(dim=1, keepdim=True)

@@ -13,10 +13,9 @@ from slidesparse.prune.blocks import linears_in, prune_block, prune_linears, pru
 from slidesparse.prune.collect import collect_statistics
 from slidesparse.prune.inputs import BlockInputs, blocks_of, evaluating, first_inputs
 from slidesparse.prune.report import LayerReport, Report
-from slidesparse.recipe import Recipe
+from slidesparse.recipe import HEAD, Recipe
 
 PREFIX = "model.layers"
-HEAD = "lm_head"
 
 Progress = Callable[[int, int, str], None]
 """Called with blocks done, blocks in all, and the name of the block that was just finished."""

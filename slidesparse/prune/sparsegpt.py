@@ -38,7 +38,7 @@ def prune(w: torch.Tensor, pattern: Pattern, statistics: InputStatistics) -> tor
 
     Raises:
         CalibrationError: the statistics hold no token, NaN or Inf, or no Gram matrix, or the
-            Hessian stays singular.
+            Hessian stays singular, or the update overflows the dtype of w.
     """
     if pattern.dense:
         return w.detach().clone()
@@ -52,7 +52,13 @@ def prune(w: torch.Tensor, pattern: Pattern, statistics: InputStatistics) -> tor
         end = min(start + width, work.shape[1])
         errors = _prune_chunk(work[:, start:end], factor[start:end, start:end], pattern)
         work[:, end:].addmm_(errors, factor[start:end, end:], alpha=-1)
-    return work.to(w.dtype)
+    made = work.to(w.dtype)
+    if not made.isfinite().all():
+        raise CalibrationError(
+            f"the updated weights of {statistics.name} do not fit {w.dtype}; use wanda, keep the "
+            "layer, or start from a bfloat16 checkpoint"
+        )
+    return made
 
 
 def _inverse_factor(hessian: torch.Tensor, dead: torch.Tensor, name: str) -> torch.Tensor:

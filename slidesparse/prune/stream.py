@@ -11,9 +11,10 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from slidesparse.checkpoint.reader import CheckpointReader
-from slidesparse.errors import CheckpointError, ModelError
+from slidesparse.errors import CheckpointError, ModelError, reason_of
 from slidesparse.prune.inputs import BlockInputs, blocks_of, first_inputs
-from slidesparse.prune.model import HEAD, PREFIX, check_untied
+from slidesparse.prune.model import PREFIX, check_untied
+from slidesparse.recipe import HEAD
 
 
 class TensorSource(Protocol):
@@ -174,14 +175,17 @@ def hollow_model(directory: Path) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
-        config = AutoConfig.from_pretrained(directory, local_files_only=True)
+        config = AutoConfig.from_pretrained(
+            directory, local_files_only=True, trust_remote_code=False
+        )
         # Weights are dequantised when they are read.
         if hasattr(config, "quantization_config"):
             del config.quantization_config
         with _EmptyOnMeta():
-            model = AutoModelForCausalLM.from_config(config)
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:300]
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception as error:
+        # What a config.json can make transformers raise has no common base.
+        reason = f"{type(error).__name__}: {reason_of(error)}"[:300]
         raise ModelError(f"transformers cannot build the model of {directory}: {reason}") from error
     model.eval()
     blocks_of(model)

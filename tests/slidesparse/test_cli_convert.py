@@ -207,3 +207,37 @@ def test_ctrl_c_keeps_what_is_finished(
     result = run(source, tmp_path / "out", "--method", "magnitude")
     assert result.exit_code == 0
     assert result.stdout.splitlines()[0].endswith("out, 2 shards from an earlier start")
+
+
+@pytest.mark.parametrize("name", ["a--b/c", "a..b/c", "foo/bar.git"])
+def test_ids_that_no_hub_has(tmp_path: Path, name: str) -> None:
+    line = failed(run(name, tmp_path / "out", "--method", "magnitude"), 2)
+    assert f"there is no directory {name!r}, and the Hugging Face cache does not hold it" in line
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "~no-such-user-here/src"], ids=len)
+def test_sources_that_are_no_place(tmp_path: Path, name: str) -> None:
+    line = failed(run(name, tmp_path / "out", "--method", "magnitude"), 2)
+    assert f"cannot read {name}: " in line
+
+
+@pytest.mark.parametrize("number", [-1, 10**30])
+def test_seeds_out_of_range(source: Path, tmp_path: Path, ids: Path, number: int) -> None:
+    result = run(source, tmp_path / "out", "--calibration", ids, "--seed", number)
+    assert result.exit_code == 2
+    assert "Invalid value for '--seed'" in result.stderr
+
+
+def test_a_dry_run_finds_a_destination_that_may_not_be_replaced(
+    source: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "letter.txt").write_text("dear")
+    line = failed(run(source, tmp_path, "--dry-run"), 2)
+    assert "exists; name another folder, or replace it with --force" in line
+
+
+def test_a_dry_run_says_that_text_is_needed(source: Path, tmp_path: Path) -> None:
+    told = run(source, tmp_path / "out", "--dry-run").stderr.splitlines()
+    assert "calibration: wanda runs the model on text" in told
+    told = run(source, tmp_path / "out", "--dry-run", "--method", "magnitude").stderr.splitlines()
+    assert not any(line.startswith("calibration") for line in told)

@@ -1,9 +1,12 @@
 """slide(W) @ lift(x) == W @ x exactly, every window is 2:4, unslide undoes it, bad input fails."""
 
+import weakref
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from slidesparse import slide as module
 from slidesparse.errors import PatternError
@@ -11,6 +14,7 @@ from slidesparse.pattern import DENSE, Pattern
 from slidesparse.slide import detect_pattern, lift, prune_magnitude, slide, unslide
 
 FAMILY = [Pattern(2 * n - 2, 2 * n) for n in range(2, 10)]
+COMMON = FAMILY[:4]
 FLOATS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 NEGATIVE_ZERO = 0x80
 
@@ -365,3 +369,56 @@ def test_zeros_of_either_sign_satisfy_the_sparsest_pattern():
     assert detect_pattern(bits.view(torch.float8_e4m3fn)) == Pattern(2, 4)
     assert detect_pattern(bits.view(torch.int8)) == DENSE
     assert detect_pattern(torch.full((1, 40), float("nan"))) == DENSE
+
+
+@pytest.mark.parametrize("value", [float("inf"), 3.4e38])
+def test_pruning_holds_for_the_largest_weights(value: float) -> None:
+    pattern = Pattern(6, 8)
+    pruned = prune_magnitude(torch.full((3, 19), value), pattern)
+    assert (pruned == 0).sum(dim=1).tolist() == [4, 4, 4]
+    assert detect_pattern(pruned) == pattern
+
+
+class Held(TorchDispatchMode):
+    """Bytes that operations allocate: now and at most. What a view looks at is known before."""
+
+    def __init__(self, *known):
+        super().__init__()
+        self.now = self.most = 0
+        self.sizes = {tensor.untyped_storage()._cdata: 0 for tensor in known}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, (tuple, list)) else [made]:
+            if isinstance(tensor, torch.Tensor):
+                self.add(tensor.untyped_storage())
+        return made
+
+    def add(self, storage):
+        if storage._cdata in self.sizes:
+            return
+        self.sizes[storage._cdata] = storage.nbytes()
+        self.now += storage.nbytes()
+        self.most = max(self.most, self.now)
+        weakref.finalize(storage, self.drop, storage._cdata)
+
+    def drop(self, key):
+        self.now -= self.sizes.pop(key, 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("pattern", [*COMMON, Pattern(16, 18)], ids=str)
+def test_little_is_held_beside_input_and_output(pattern, dtype, monkeypatch, seed):
+    """Rows in three chunks and more, of which one is held at a time."""
+    w = (30 * prune_magnitude(torch.randn(400, 3584, generator=generator(seed)), pattern)).to(dtype)
+    most = w.numel() * 2
+    monkeypatch.setattr(module, "_CHUNK_BYTES", most)
+    with Held(w) as held:
+        slid = slide(w, pattern)
+    assert held.most - slid.nbytes <= most
+    with Held(slid) as held:
+        whole = unslide(slid, pattern, 3584)
+    assert held.most - whole.nbytes <= most
+    with Held(w) as held:
+        detect_pattern(w)
+    assert 0 < held.most <= most

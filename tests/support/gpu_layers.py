@@ -155,8 +155,9 @@ def check(layer: SparseLinear, shape: LayerShape, seed: int, sizes: Iterable[int
         x = tokens(m, shape, seed)
         try:
             assert_right(layer(x), layer, x)
-        except AssertionError as error:
-            raise AssertionError(f"M={m} {layer} {layer.describe(max(m, 1))}: {error}") from error
+        except Exception as error:  # A library's own, too: without M it says little.
+            where = f"M={m} {layer} {layer.describe(max(m, 1))}"
+            raise AssertionError(f"{where}: {type(error).__name__}: {error}") from error
 
 
 def same_weight(first: torch.Tensor, second: torch.Tensor) -> bool:

@@ -247,3 +247,14 @@ def test_a_dataset_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(CalibrationError, match="needs the datasets library: pip install datasets"):
         read_tokens("dataset:org/name", make_tokenizer())
+
+
+def test_a_file_in_a_folder_that_cannot_be_looked_into(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(*_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "stat", denied)
+    with pytest.raises(CalibrationError, match=r"cannot read .*ids.json: Permission denied$"):
+        read_tokens(tmp_path / "ids.json", make_tokenizer())

@@ -9,10 +9,19 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_checkpoints import all_tensors, bitmask, save_tensors, save_tiny, w8a8, zeros_per_block
+from tiny_checkpoints import (
+    all_tensors,
+    bitmask,
+    save_tensors,
+    save_tiny,
+    w8a8,
+    write_raw,
+    zeros_per_block,
+)
 from tiny_models import tiny_tokens
 
 from slidesparse._version import __version__
+from slidesparse.checkpoint import files
 from slidesparse.checkpoint.config import provenance
 from slidesparse.checkpoint.convert import convert
 from slidesparse.checkpoint.preview import preview
@@ -447,3 +456,99 @@ def test_calibration_tokens_are_no_matter_for_magnitude(source: Path, tmp_path: 
     for path in (tmp_path / "a").iterdir():
         if path.is_file():
             assert (tmp_path / "b" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_destination_that_appears_meanwhile(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def appear(done: int, total: int, name: str) -> None:
+        out.mkdir(exist_ok=True)
+        (out / "config.json").write_text("somebody's")
+
+    with pytest.raises(UsageError, match="out exists; name another folder, or replace it with --f"):
+        convert(source, out, magnitude(), progress=appear)
+    assert (out / "config.json").read_text() == "somebody's"
+    made = convert(source, out, magnitude(), force=True)
+    assert made.resumed == made.preview.shards
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_source_where_the_work_would_be_done(source: Path, tmp_path: Path) -> None:
+    work = tmp_path / "out.partial"
+    shutil.copytree(source, work / "inner")
+    before = sorted(work.rglob("*"))
+    for folder in (work / "inner", work):
+        if folder == work:
+            shutil.copytree(source, work, dirs_exist_ok=True)
+            before = sorted(work.rglob("*"))
+        with pytest.raises(UsageError, match=r"works in .*out.partial, where .*; name another"):
+            convert(folder, tmp_path / "out", magnitude(), force=True)
+        assert sorted(work.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["loop", "x" * 300, "~no-such-user-here/out"], ids=len)
+def test_destinations_that_are_no_place(source: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    target = name if name.startswith("~") else tmp_path / name
+    with pytest.raises(UsageError) as caught:
+        convert(source, target, magnitude())
+    assert str(target) in str(caught.value)
+    assert str(caught.value).endswith("name another")
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_copied_must_be_readable(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files.os, "access", lambda path, mode: path.name != "tokenizer.json")
+    with pytest.raises(
+        CheckpointError, match=r"cannot read .*tokenizer.json, which is copied: per"
+    ):
+        convert(source, tmp_path / "out", magnitude())
+    assert not list(tmp_path.iterdir())
+
+
+def test_tensors_of_dtypes_that_are_not_written(tmp_path: Path, seed: int) -> None:
+    folder = save_tensors(tmp_path / "src", block())
+    content = (folder / "model.safetensors").read_bytes()
+    data = 8 + int.from_bytes(content[:8], "little")
+    header, end = json.loads(content[8:data]), len(content) - data
+    header["odd"] = {"dtype": "F8_E8M0", "shape": [4], "data_offsets": [end, end + 4]}
+    write_raw(folder / "model.safetensors", header, content[data:] + b"odd!")
+    with pytest.raises(
+        CheckpointError, match="odd is F8_E8M0, which is not written; known are F64"
+    ):
+        convert(folder, tmp_path / "out", magnitude())
+
+
+@pytest.mark.parametrize("shape", [(16, 0), (0, 16)])
+def test_linears_without_weights(tmp_path: Path, seed: int, shape: tuple[int, int]) -> None:
+    empty = {"model.layers.0.mlp.odd.weight": torch.zeros(shape)}
+    folder = save_tensors(tmp_path / "src", {**block(), **empty})
+    with pytest.raises(
+        CheckpointError, match=r"mlp.odd has shape \[.*\]; a linear's weight has at"
+    ):
+        convert(folder, tmp_path / "out", magnitude())
+
+
+def test_a_note_on_names_that_keep_nothing(source: Path) -> None:
+    keep = ("lm_head", "lm_heed", "model.layers.0", "v_proj", "q_proj", "k_proj")
+    notes = preview(source, magnitude(keep=keep)).notes
+    assert len(notes) == 2
+    for note, name in zip(notes, ("lm_heed", "model.layers.0"), strict=True):
+        assert note.startswith(f"keep names {name}, which matches no linear that is converted")
+
+
+def test_an_old_name_of_the_quantisation_goes(source: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "src"
+    shutil.copytree(source, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["compression_config"] = {
+        "quant_method": "compressed-tensors",
+        "kv_cache_scheme": {"a": 1},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    convert(folder, tmp_path / "out", magnitude())
+    made = CheckpointReader(tmp_path / "out").config
+    assert "compression_config" not in made
+    assert made["quantization_config"]["kv_cache_scheme"] == {"a": 1}

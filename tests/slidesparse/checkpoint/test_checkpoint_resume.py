@@ -375,3 +375,24 @@ def test_shards_hold_their_checksums(source: Path, tmp_path: Path) -> None:
             key: zlib.crc32(it.contiguous().view(torch.uint8).numpy().tobytes())
             for key, it in tensors.items()
         }
+
+
+def test_starting_anew_leaves_nothing_of_the_other_source(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, out = tmp_path / "other", tmp_path / "out"
+    shutil.copytree(source, other)
+    (other / "additional_chat_templates").mkdir()
+    (other / "additional_chat_templates" / "tools.jinja").write_text("{{ of the other }}")
+
+    def full(*_: object) -> None:
+        raise StoppedError
+
+    os.utime(other / "model.safetensors")
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "install", full)
+        with pytest.raises(StoppedError):
+            start(other, out)
+    assert list(partial(out).rglob("tools.jinja"))
+    start(source, out, force=True)
+    assert not list(out.rglob("tools.jinja"))

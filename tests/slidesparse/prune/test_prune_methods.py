@@ -244,3 +244,22 @@ def test_dense_is_a_copy(method):
     made = prune_weight(w, DENSE, method)
     assert torch.equal(made, w)
     assert made.data_ptr() != w.data_ptr()
+
+
+@pytest.mark.parametrize("pattern", FAMILY, ids=str)
+def test_infinite_scores_are_dropped_like_others(pattern):
+    scores = torch.full((3, pattern.block + 1), float("inf"))
+    mask = dropped(scores, pattern)
+    assert torch.equal(mask[:, : pattern.block].sum(dim=1), torch.full((3,), 2))
+    # Padding goes first, so that the weight which is alone in its block stays.
+    assert mask[:, pattern.block].tolist() == [False] * 3
+
+
+def test_an_update_that_overflows_the_dtype_is_refused(seed):
+    generator = torch.Generator().manual_seed(seed)
+    common = torch.randn(300, 1, generator=generator).expand(300, 16)
+    x = common + 1e-3 * torch.randn(300, 16, generator=generator)
+    w = torch.full((4, 16), 60000.0, dtype=torch.float16)
+    with pytest.raises(CalibrationError, match=r"weights of up_proj do not fit torch.float16; use"):
+        sparsegpt.prune(w, Pattern(6, 8), statistics_of(x))
+    assert sparsegpt.prune(w.bfloat16(), Pattern(6, 8), statistics_of(x)).isfinite().all()

@@ -198,14 +198,23 @@ def test_the_head_is_refused_where_it_is_tied(tmp_path):
         ("{", "cannot build the model of .*config.json"),
         ('{"model_type": "no-such-model"}', "cannot build the model of .*no-such-model"),
         ('{"model_type": "vit"}', "cannot build the model of .*ViTConfig"),
+        (
+            '{"model_type": "llama", "num_attention_heads": 0}',
+            "cannot build .* ZeroDivisionErr",
+        ),
+        ('{"model_type": "llama", "hidden_size": -4}', "cannot build the model of .*-4"),
+        ('{"model_type": "llama", "hidden_size": "a"}', "cannot build the model of .*hidden_size"),
+        ('{"model_type": "llama", "dtype": "float77"}', "cannot build the model of .*float77"),
+        ('{"model_type": "x", "auto_map": {"AutoConfig": "x.Y"}}', "cannot build .*custom code"),
         ('{"model_type": "gpt2"}', r"GPT2LMHeadModel has no decoder blocks in model\.layers"),
     ],
 )
 def test_configs_that_make_no_model_are_refused(config, message, tmp_path):
     if config is not None:
         (tmp_path / "config.json").write_text(config)
-    with pytest.raises(ModelError, match=message):
+    with pytest.raises(ModelError, match=message) as caught:
         StreamedModel(tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_directory_without_weights_is_refused(tmp_path):
