@@ -42,7 +42,8 @@ def prune_magnitude(w: torch.Tensor, pattern: Pattern) -> torch.Tensor:
     rows, k = w.shape
     pad = pattern.padded_k(k) - k
     blocks = torch.nn.functional.pad(w, (0, pad)).reshape(-1, pattern.block)
-    magnitude = blocks.abs()
+    # What was dropped is marked by infinity, which no weight may equal.
+    magnitude = blocks.abs().clamp_(max=torch.finfo(w.dtype).max)
     for _ in range(pattern.block - pattern.nonzeros):
         smallest = magnitude.argmin(dim=1, keepdim=True)
         blocks.scatter_(1, smallest, 0)
@@ -125,6 +126,7 @@ def unslide(slid: torch.Tensor, pattern: Pattern, k: int) -> torch.Tensor:
         if bool(twice.any()) or bool(stray.any()):
             _refuse_slid(twice, stray, span.start, pattern)
         out[span] = flat[:, :k]
+        del whole, flat, twice, stray  # Or they would be held beside those of the next rows.
     return out.view(slid.dtype)
 
 
@@ -188,8 +190,11 @@ def _nonzero(bits: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _chunks(rows: int, width: int, itemsize: int) -> Iterator[slice]:
-    """Rows in spans whose temporaries (a copy, flags, one plane at a time) fit _CHUNK_BYTES."""
-    step = max(1, _CHUNK_BYTES // (width * (2 * itemsize + 2)))
+    """Rows in spans whose temporaries (a copy, flags, planes of a window) fit _CHUNK_BYTES.
+
+    With 2:4, which has one window, each of a dozen planes is a quarter of the width.
+    """
+    step = max(1, _CHUNK_BYTES // (width * (2 * itemsize + 4)))
     for start in range(0, rows, step):
         yield slice(start, min(rows, start + step))
 

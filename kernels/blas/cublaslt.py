@@ -22,6 +22,9 @@ COMPUTE_32F, COMPUTE_32I = 68, 72
 
 OP_N, OP_T = 0, 1
 EPILOGUE_BIAS = 4
+NOT_SUPPORTED = "NOT_SUPPORTED"
+"""Of a status's name: what the library was asked for, it does not have."""
+
 MOST_WORKSPACE = 64 << 20
 """Bytes of scratch memory that a candidate may ask for; NVIDIA recommends 32 MiB on Hopper."""
 
@@ -211,27 +214,36 @@ class Matmul:
             pointers: device addresses of W, X and D.
             workspace: address and bytes of scratch memory.
             stream: handle.
+
+        Raises:
+            CandidateError: the library does not run it after all, and enqueued nothing: it says
+                so of some algorithms that it proposed and checked itself.
         """
         one, zero = (_INT_ONE, _INT_ZERO) if self.problem.out is DType.INT32 else (alpha, _ZERO)
         w, x, out = pointers
         a, b, c, d = self.layouts
-        lt.matmul(
-            self.handle.value,
-            self.description,
-            one.ctypes.data,
-            w,
-            a,
-            x,
-            b,
-            zero.ctypes.data,
-            out,
-            c,
-            out,
-            d,
-            algo.ctypes.data,
-            *workspace,
-            stream,
-        )
+        try:
+            lt.matmul(
+                self.handle.value,
+                self.description,
+                one.ctypes.data,
+                w,
+                a,
+                x,
+                b,
+                zero.ctypes.data,
+                out,
+                c,
+                out,
+                d,
+                algo.ctypes.data,
+                *workspace,
+                stream,
+            )
+        except lt.cuBLASLtError as error:
+            if NOT_SUPPORTED not in str(error):
+                raise  # The device is in trouble, not the algorithm.
+            raise CandidateError(f"cublasLtMatmul refuses it: {error}") from error
 
     def _layout(self, dtype: int, rows: int, columns: int) -> int:
         layout = lt.matrix_layout_create(dtype, rows, columns, rows)

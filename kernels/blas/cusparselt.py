@@ -136,7 +136,8 @@ class Plan:
             uint8 [bytes]: values and metadata in the library's own layout.
         """
         size, scratch_size = slt.sp_mma_compressed_size2(self.handle.value, self._a)
-        compressed = torch.empty(size, dtype=torch.uint8, device=slid.device)
+        # Zeros: the library pads K to its tiles, and what it leaves there could be NaN in FP8.
+        compressed = torch.zeros(size, dtype=torch.uint8, device=slid.device)
         scratch = torch.empty(max(scratch_size, 1), dtype=torch.uint8, device=slid.device)
         stream = torch.cuda.current_stream(slid.device)
         slt.sp_mma_compress2(

@@ -46,6 +46,8 @@ class Bound:
     algo: Any
     workspace: int
     addresses: tuple[int, ...] = ()
+    refused: bool = False
+    """Whether the library did not run it although it had checked it."""
 
     def point(
         self, x_scale: torch.Tensor, w_scale: torch.Tensor, bias: torch.Tensor | None
@@ -128,7 +130,7 @@ class CublasLtWay(Way):
     ) -> None:
         """See `Way.run`."""
         bound = self.bound(q.shape[0], self.fused and bias is not None)
-        if bound is None:
+        if bound is None or bound.refused:
             self.other.run(q, x_scale, weight, w_scale, bias, out)
             return
         sums = out
@@ -138,9 +140,15 @@ class CublasLtWay(Way):
         pointers = (weight.data_ptr(), q.data_ptr(), sums.data_ptr())
         scratch = (workspace.data_ptr(), bound.workspace)
         stream = torch.cuda.current_stream(q.device).cuda_stream
-        with _LOCK:
-            bound.point(x_scale, w_scale, bias if self.fused else None)
-            bound.matmul.run(bound.algo, ONE, pointers, scratch, stream)
+        try:
+            with _LOCK:
+                bound.point(x_scale, w_scale, bias if self.fused else None)
+                bound.matmul.run(bound.algo, ONE, pointers, scratch, stream)
+        except CandidateError as error:
+            log.info("torch runs M=%d of N=%d K=%d: %s", len(q), self.n, self.k, error)
+            bound.refused = True
+            self.other.run(q, x_scale, weight, w_scale, bias, out)
+            return
         if not self.fused:
             dequantize_rows(sums, x_scale, w_scale, bias, out)
 

@@ -24,6 +24,11 @@ SPARSE_SM = 80
 """First compute capability with sparse tensor cores."""
 
 N_ALIGNMENT = 32
+
+FP8_SMALLEST_K = 128
+"""Of K', in FP8: with K' of 64 and 96 layers were not right on an H200 (cuSPARSELt 0.8.0), INT8
+ones were. One stage of its kernels holds 128; a product so short has nothing to gain anyway."""
+
 KEPT = 512
 """Plans that a layer keeps, one for every 16 numbers of tokens."""
 
@@ -48,16 +53,20 @@ class CusparseLtWay(Way):
             return reason
         if plan.dtype is DType.FP8 and plan.out is not DType.BF16:
             return f"cuSPARSELt's FP8 product is rounded to bf16, and {plan.out} keeps more bits"
+        k = plan.pattern.expanded_k(plan.k)
+        if plan.dtype is DType.FP8 and k < FP8_SMALLEST_K:
+            return f"K'={k} is less than the {FP8_SMALLEST_K} that cuSPARSELt needs in FP8"
         if plan.n % N_ALIGNMENT:
             return f"N={plan.n} is not a multiple of {N_ALIGNMENT}"
         return "cuSPARSELt is not there" if binding_version("cusparseLt")[0] == ABSENT else None
 
     def prepare(self, device: torch.device) -> None:
-        """Open the library."""
+        """Open the library and let it plan once: what it refuses, another way can still run."""
         super().prepare(device)
         self.handle = _handle(device.index or 0)
         self.product = DType.INT32 if self.dtype is DType.INT8 else DType.BF16
         self.plans = lru_cache(maxsize=KEPT)(self._plan)
+        self.plans(ROW_ALIGNMENT)
 
     def _plan(self, m: int) -> Plan:
         """The plan of the candidate for `m` tokens, a multiple of ROW_ALIGNMENT."""

@@ -8,7 +8,7 @@ from functools import lru_cache
 import torch
 
 from slidesparse.errors import KernelError
-from slidesparse.kernels.launch import FLOATS
+from slidesparse.kernels.launch import FLOATS, needs_wide
 from slidesparse.kernels.quant import quantize_rows
 from slidesparse.layers.layer_plan import LayerPlan, from_text
 from slidesparse.layers.ways import Way, make_way
@@ -16,7 +16,19 @@ from slidesparse.pattern import DENSE
 from slidesparse.problem import bucket_m
 from slidesparse.tensors import TORCH_DTYPES
 
+ALIGNMENT = 16
+"""Of addresses in bytes and of strides in elements: Triton has code of its own for multiples."""
+
 NOT_READY = "which a CUDA graph cannot capture; run it once before"
+
+
+Kind = tuple[torch.dtype, int, bool, bool]
+
+
+def kind_of(x: torch.Tensor, out: torch.Tensor) -> Kind:
+    """What decides which code runs for rows x: Triton compiles by alignment and by size too."""
+    aligned = x.data_ptr() % ALIGNMENT == 0 and x.stride(0) % ALIGNMENT == 0
+    return x.dtype, bucket_m(x.shape[0]), aligned, needs_wide(x, out)
 
 
 class Prepared:
@@ -40,7 +52,7 @@ class Prepared:
             way = make_way(plan, step.candidate)
             way.prepare(device)
             self.steps.append((way, forms.index(step.form)))
-        self._ran: set[tuple[torch.dtype, int]] = set()
+        self._ran: set[Kind] = set()
 
     def run(
         self,
@@ -59,7 +71,7 @@ class Prepared:
         out = torch.empty((m, self.plan.n), dtype=self.out, device=x.device)
         if not m:
             return out
-        kind = (x.dtype, bucket_m(m))
+        kind = kind_of(x, out)
         if kind not in self._ran and x.is_cuda and torch.cuda.is_current_stream_capturing():
             raise KernelError(f"the layer never ran M={m} or near, {NOT_READY}")
         way, form = self.steps[self.plan.index_at(m)]

@@ -6,6 +6,7 @@ compiled or read from disk once `prepare` has run, so that CUDA graphs can captu
 
 from __future__ import annotations
 
+import logging
 import threading
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from slidesparse.kernels.native import NativeConfig
     from slidesparse.kernels.native.gemm import Launch
 
+log = logging.getLogger(__name__)
+
 ALIGNMENT = 16
 """N and K of torch's and cuBLASLt's products of 8-bit operands."""
 
@@ -32,6 +35,10 @@ ROWWISE_SM = 90
 
 KEPT = 1024
 """Launches that a way remembers, by the addresses of their operands."""
+
+NOT_SUPPORTED = "CUBLAS_STATUS_NOT_SUPPORTED"
+"""In the message of torch._scaled_mm where cuBLAS proposes for a few tokens and a long K to split
+K, and then cannot with a scale per row (pytorch/ao issue 4582: K=9216, M <= 256 on an H100)."""
 
 INT_MM_ROWS = 32
 """torch._int_mm refuses 16 rows and fewer; so many are given to it instead."""
@@ -111,6 +118,7 @@ class TorchScaled(Way):
         self.fused = sm >= ROWWISE_SM and self.out is torch.bfloat16
         self.fast = bool(self.candidate.params.get("fast_accum", True))
         self.one = torch.ones((), dtype=torch.float32, device=device)
+        self.refused: set[int] = set()
 
     def run(
         self,
@@ -122,12 +130,23 @@ class TorchScaled(Way):
         out: torch.Tensor,
     ) -> None:
         """See `Way.run`."""
-        product = torch.ops.aten._scaled_mm
-        if self.fused:
+        m, product = q.shape[0], torch.ops.aten._scaled_mm
+        if self.fused and m not in self.refused:
             scales = (x_scale.view(-1, 1), w_scale.view(1, -1))
-            product.out(q, weight.t(), *scales, bias, None, out.dtype, self.fast, out=out)
-            return
-        # Not BF16: float16 and float32 results keep more bits than it has.
+            try:
+                product.out(q, weight.t(), *scales, bias, None, out.dtype, self.fast, out=out)
+                return
+            except RuntimeError as error:
+                if NOT_SUPPORTED not in str(error):
+                    raise
+                if not self.refused and torch.cuda.is_current_stream_capturing():
+                    raise KernelError(
+                        f"M={m} is scaled by a pass that never ran, which a CUDA graph cannot "
+                        "capture; run it once before"
+                    ) from error
+                log.info("M=%d N=%d K=%d is scaled after its product", m, self.n, self.k)
+                self.refused.add(m)
+        # To float32: float16 and float32 results keep more bits than BF16 has.
         raw = product(q, weight.t(), self.one, self.one, None, None, torch.float32, self.fast)
         dequantize_rows(raw, x_scale, w_scale, bias, out)
 

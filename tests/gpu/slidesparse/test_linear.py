@@ -78,9 +78,14 @@ def test_every_way_at_odd_sizes(way, dtype, out, bias, tuned, seed):
 
 @pytest.mark.parametrize(("way", "dtype"), [(w, d) for w, d, out in WAYS if out is BF16])
 def test_the_longest_sums(way, dtype, tuned, seed):
-    """K of Qwen2.5-7B's down projection."""
+    """K of Qwen2.5-7B's down projection, and so few channels that cuBLAS would split K.
+
+    It cannot with a scale per row and says so when it runs: the scales follow in a pass then.
+    """
     shape = layers.shape(512, 18944, "2:4", quantised=dtype, bias=True)
-    layer = layers.running(tuned, shape, seed, [(16, candidate_of(way, shape))])
+    # Of the model's own width: for this one the heuristic may have nothing but what cannot run.
+    asked = shape._replace(n=3584) if way == "cublaslt" else shape
+    layer = layers.running(tuned, shape, seed, [(16, candidate_of(way, asked))])
     layers.check(layer, shape, seed, FEW_TOKENS)
 
 
@@ -91,7 +96,13 @@ def test_the_longest_sums(way, dtype, tuned, seed):
 def test_every_pattern(sizes, pattern, way, dtype, tuned, seed):
     """K is no multiple of the block, and shorter than one stage."""
     shape = layers.shape(*sizes, pattern, quantised=dtype, bias=True)
-    layer = layers.running(tuned, shape, seed, [(16, candidate_of(way, shape))])
+    if way == "cusparselt" and dtype is FP8 and sizes[1] == 40:
+        # K' is 64 or 96, which cuSPARSELt is not asked for.
+        tuned([plans.race(shape, 16, {plans.CUSPARSELT: 1.0})])
+        layer = layers.layer_of(shape, seed)
+        assert plans.steps_of(layer.plan) == [(16, REFERENCE)]
+    else:
+        layer = layers.running(tuned, shape, seed, [(16, candidate_of(way, shape))])
     layers.check(layer, shape, seed, (1, 16, 129))
 
 

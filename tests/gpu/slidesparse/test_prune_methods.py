@@ -55,10 +55,24 @@ def test_a_large_layer_takes_seconds(seed):
     w = torch.randn(3584, 18944, device="cuda", dtype=torch.bfloat16)
     x = torch.randn(24576, 18944, device="cuda", dtype=torch.bfloat16)
     statistics = statistics_of(x)
+    del x
+    small = torch.randn(256, 512, device="cuda")
+    # Loads kernels and the solver's library, which takes as long as it takes on the first call.
+    prune_weight(small, Pattern(6, 8), Method.SPARSEGPT, statistics_of(small))
+    torch.cuda.empty_cache()
     torch.cuda.synchronize()
     start = time.perf_counter()
     made = prune_weight(w, Pattern(6, 8), Method.SPARSEGPT, statistics)
     torch.cuda.synchronize()
-    assert time.perf_counter() - start < MOST_SECONDS
-    assert made.isfinite().all()
-    assert detect_pattern(made) == Pattern(6, 8)
+    taken = time.perf_counter() - start
+    bad = int((~made.isfinite()).sum())
+    found = detect_pattern(made)
+    said = f"{taken:.1f} s, {bad} weights not finite, pattern {found}, {memory()}"
+    assert bad == 0, said
+    assert found == Pattern(6, 8), said
+    assert taken < MOST_SECONDS, said
+
+
+def memory():
+    free, total = torch.cuda.mem_get_info()
+    return f"{free >> 20} of {total >> 20} MiB free"

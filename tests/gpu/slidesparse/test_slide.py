@@ -32,8 +32,13 @@ def test_the_bytes_are_those_of_the_cpu(pattern, dtype, seed):
 @pytest.mark.parametrize("pattern", [Pattern(2, 4), Pattern(6, 8), Pattern(8, 10)], ids=str)
 def test_a_large_weight_is_quick_and_takes_little_memory(pattern, seed):
     w = pruned(pattern, LARGE, torch.float8_e4m3fn, seed)
-    slid = slide(w, pattern)  # Also the warm-up.
-    for function in (lambda: slide(w, pattern), lambda: unslide(slid, pattern, LARGE[1])):
+    slid = slide(w, pattern)
+    ways = {
+        "slide": lambda: slide(w, pattern),
+        "unslide": lambda: unslide(slid, pattern, LARGE[1]),
+    }
+    for name, function in ways.items():
+        function()  # Loads its kernels, and the allocator asks the driver for memory.
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -43,7 +48,8 @@ def test_a_large_weight_is_quick_and_takes_little_memory(pattern, seed):
         stop.record()
         torch.cuda.synchronize()
         extra = torch.cuda.max_memory_allocated() - before - made.numel()
-        assert start.elapsed_time(stop) <= MOST_MS
-        assert extra <= MOST_EXTRA
+        taken = start.elapsed_time(stop)
+        assert taken <= MOST_MS, f"{name} took {taken:.1f} ms, more than {MOST_MS}"
+        assert extra <= MOST_EXTRA, f"{name} held {extra} bytes more, {MOST_EXTRA} are allowed"
         del made
     assert detect_pattern(w) == pattern
