@@ -86,10 +86,12 @@ def test_macros_by_hand():
     )
     wanted = {"SLABS": 2, "TOKENS": 64, "BLOCKS": 4, "STAGES": 3, "RESIDENT": 1}
     wanted |= {"CLUSTER_W": 2, "CLUSTER_X": 2, "CLUSTER_K": 1, "STORE_BOXES": 2}
+    wanted |= {"TRACED": 0}
     scaled = {"STORE_TOKENS": 32, "SHARED": config.shared_bytes(), "SCALED": 1}
     raw = {"STORE_TOKENS": 0, "SHARED": config.shared_bytes(False), "SCALED": 0}
     fp8 = wanted | scaled | {"ODD": 1, "FP8": 1, "OUT_FP16": 0}
     assert Variant(config, *FP8, True).macros() == fp8
+    assert Variant(config, *FP8, True, traced=True).macros() == fp8 | {"TRACED": 1}
     int8 = wanted | raw | {"ODD": 0, "FP8": 0, "OUT_FP16": 0}
     assert Variant(config, *INT8, False).macros() == int8
     half = Variant(LARGE, DType.FP8, DType.FP16, False).macros()

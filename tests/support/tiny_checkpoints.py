@@ -12,7 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import tiny_model
 
+from slidesparse.pattern import Pattern
+from slidesparse.problem import DType
+from slidesparse.recipe import Method, Recipe
+
 CONFIG = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "dtype": "bfloat16"}
+P68, P46 = Pattern(6, 8), Pattern(4, 6)
 
 
 def save_tiny(path: Path, kind: str = "Llama", shard: str = "1GB", **changes: Any) -> Any:
@@ -80,3 +85,13 @@ def zeros_per_block(w: torch.Tensor, block: int) -> int:
     values = w.float()
     values = torch.nn.functional.pad(values, (0, -values.shape[1] % block))
     return int((values.reshape(-1, block) == 0).sum(dim=1).min())
+
+
+def magnitude(pattern: Pattern = P68, dtype: DType | None = DType.FP8, **rest: Any) -> Recipe:
+    return Recipe(pattern, Method.MAGNITUDE, dtype, **rest)
+
+
+def block(prefix: str = "model.layers.0") -> dict[str, torch.Tensor]:
+    names = ("self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj")
+    made = {f"{prefix}.{name}.weight": torch.randn(12, 24) for name in names}
+    return {name: it.to(torch.bfloat16) for name, it in made.items()}

@@ -121,7 +121,9 @@ def test_a_killed_process(tmp_path: Path, method: str) -> None:
         assert not out.exists()
         assert seen + 8 <= len(shards(out)) < 41
         seen = len(shards(out))
-    again = subprocess.run(run(out), capture_output=True, text=True, timeout=120, check=False)
+    again = subprocess.run(
+        run(out), capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path
+    )
     assert again.returncode == 0, again.stderr
     assert "shards from an earlier start" in again.stdout
     recipe = Recipe(Pattern(6, 8), Method(method), DType.INT8)
