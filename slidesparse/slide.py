@@ -35,20 +35,35 @@ def prune_magnitude(w: torch.Tensor, pattern: Pattern) -> torch.Tensor:
     Returns:
         [N, K], a new tensor that satisfies `pattern`.
     """
-    if pattern.dense:
-        return w
+    return w if pattern.dense else w.masked_fill(dropped(w.abs(), pattern), 0)
+
+
+def dropped(scores: torch.Tensor, pattern: Pattern) -> torch.Tensor:
+    """Mark the two lowest scores of every block of 2N; of equal scores the leftmost.
+
+    Args:
+        scores: [N, K] floating point, not negative, no NaN. A last, shorter block counts as padded
+            with weights that are dropped first.
+        pattern: any of the family; dense drops nothing.
+
+    Returns:
+        [N, K] bool, True where the weight is to become zero.
+    """
     import torch
 
-    rows, k = w.shape
+    rows, k = scores.shape
+    if pattern.dense:
+        return torch.zeros((rows, k), dtype=torch.bool, device=scores.device)
     pad = pattern.padded_k(k) - k
-    blocks = torch.nn.functional.pad(w, (0, pad)).reshape(-1, pattern.block)
-    # What was dropped is marked by infinity, which no weight may equal.
-    magnitude = blocks.abs().clamp_(max=torch.finfo(w.dtype).max)
+    # What was dropped is marked by infinity, which no score may equal.
+    finite = scores.clamp(max=torch.finfo(scores.dtype).max)
+    left = torch.nn.functional.pad(finite, (0, pad), value=-1.0).reshape(-1, pattern.block)
+    mask = torch.zeros(left.shape, dtype=torch.bool, device=scores.device)
     for _ in range(pattern.block - pattern.nonzeros):
-        smallest = magnitude.argmin(dim=1, keepdim=True)
-        blocks.scatter_(1, smallest, 0)
-        magnitude.scatter_(1, smallest, float("inf"))
-    return blocks.reshape(rows, k + pad)[:, :k].contiguous()
+        lowest = left.argmin(dim=1, keepdim=True)
+        mask.scatter_(1, lowest, True)
+        left.scatter_(1, lowest, float("inf"))
+    return mask.reshape(rows, k + pad)[:, :k]
 
 
 def slide(w: torch.Tensor, pattern: Pattern) -> torch.Tensor:

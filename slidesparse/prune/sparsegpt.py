@@ -11,8 +11,8 @@ import torch
 
 from slidesparse.errors import CalibrationError
 from slidesparse.pattern import Pattern
-from slidesparse.prune.masks import dropped
 from slidesparse.prune.statistics import InputStatistics
+from slidesparse.slide import dropped
 
 DAMPENING = 0.01
 """Added to the diagonal of the Hessian, as a fraction of its mean: the paper's value."""

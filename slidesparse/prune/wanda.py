@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from slidesparse.pattern import Pattern
-from slidesparse.prune.masks import dropped
 from slidesparse.prune.statistics import InputStatistics
+from slidesparse.slide import dropped
 
 
 def scores(w: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:

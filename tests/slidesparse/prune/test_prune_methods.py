@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from slidesparse.errors import CalibrationError
 from slidesparse.pattern import DENSE, Pattern
 from slidesparse.prune import magnitude, sparsegpt, wanda
-from slidesparse.prune.masks import dropped
 from slidesparse.prune.methods import prune_weight
 from slidesparse.prune.statistics import InputStatistics
 from slidesparse.recipe import Method
+from slidesparse.slide import dropped
 
 FAMILY = [Pattern(2 * n - 2, 2 * n) for n in range(2, 10)]
 COMMON = FAMILY[:4]
