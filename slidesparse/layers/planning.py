@@ -16,7 +16,7 @@ import torch
 
 from slidesparse.cache import TuningCache
 from slidesparse.candidate import Candidate, Measurement, ProblemResult
-from slidesparse.devices import FP8_SM, Device, detect, lacks_fp8, spell_sm
+from slidesparse.devices import FP8_SM, Device, Fingerprint, detect, lacks_fp8, spell_sm
 from slidesparse.errors import DeviceError, SlideSparseError
 from slidesparse.kernel_problem import KernelProblem, Op
 from slidesparse.layers.layer_plan import DENSE_FORM, PACKED_FORMS, LayerPlan, Step
@@ -86,7 +86,7 @@ def plan_layer(
     if device.type != "cuda":
         return _unmeasured(shape, sm=0)
     index = device.index or 0
-    fingerprint = detect(Device("cuda", index))
+    fingerprint = _fingerprint(index)
     if shape.dtype is DType.FP8 and lacks_fp8(fingerprint.sm):
         raise DeviceError(
             f"an FP8 layer needs {spell_sm(FP8_SM)} or newer and {fingerprint.name} is "
@@ -106,13 +106,14 @@ def plan_layer(
 
 def safe_plan(shape: LayerShape, device: torch.device) -> LayerPlan:
     """The plan of a layer that was never measured: torch's GEMM, else plain torch."""
-    sm = detect(Device("cuda", device.index or 0)).sm if device.type == "cuda" else 0
+    sm = _fingerprint(device.index or 0).sm if device.type == "cuda" else 0
     return _unmeasured(shape, sm)
 
 
 def forget() -> None:
     """Read tuning results anew for layers that are planned from now on."""
     _cache.cache_clear()
+    _fingerprint.cache_clear()
     _warned.clear()
 
 
@@ -276,9 +277,15 @@ def _warn(shape: LayerShape, gpu: str) -> None:
 
 
 @cache
+def _fingerprint(index: int) -> Fingerprint:
+    """Of a GPU; asking the driver and the libraries anew for each layer would take seconds."""
+    return detect(Device("cuda", index))
+
+
+@cache
 def _cache(index: int) -> TuningCache | None:
     try:
-        return TuningCache(None, detect(Device("cuda", index)))
+        return TuningCache(None, _fingerprint(index))
     except (SlideSparseError, OSError) as error:
         log.warning("tuning results are not used: %s", error)
         return None
