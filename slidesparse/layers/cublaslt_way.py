@@ -96,11 +96,6 @@ class CublasLtWay(Way):
         self.other.prepare(device)
         self.bound = lru_cache(maxsize=KEPT)(self._bind)
 
-    def __init__(self, plan: LayerPlan, candidate: Candidate) -> None:
-        """See `Way`."""
-        super().__init__(plan, candidate)
-        self.plan = plan
-
     def _bind(self, m: int, bias: bool) -> Bound | None:
         """Describe the product of `m` tokens; None if the algorithm does not take them."""
         from slidesparse.kernels.blas.cublaslt import UNREAD, Matmul

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 SPARSE_SM = 80
 """First compute capability with sparse tensor cores."""
 
+PRODUCT = {DType.FP8: DType.BF16, DType.INT8: DType.INT32}
+"""What the library leaves for the pass that scales."""
+
 N_ALIGNMENT = 32
 
 FP8_SMALLEST_K = 128
@@ -64,7 +67,7 @@ class CusparseLtWay(Way):
         """Open the library and let it plan once: what it refuses, another way can still run."""
         super().prepare(device)
         self.handle = _handle(device.index or 0)
-        self.product = DType.INT32 if self.dtype is DType.INT8 else DType.BF16
+        self.product = PRODUCT[self.dtype]
         self.plans = lru_cache(maxsize=KEPT)(self._plan)
         self.plans(ROW_ALIGNMENT)
 
@@ -93,7 +96,7 @@ def compress(slid: torch.Tensor) -> torch.Tensor:
     """The library's own form of a 2:4 weight [N, K'] on a GPU: uint8 [bytes]."""
     n, k = slid.shape
     dtype = DTYPES[slid.dtype]
-    out = DType.INT32 if dtype is DType.INT8 else DType.BF16
+    out = PRODUCT[dtype]
     handle = _handle(slid.device.index or 0)
     # The compressed bytes do not depend on M or the algorithm (checked on an H200).
     return _describe(handle, ROW_ALIGNMENT, n, k, dtype, out).compress(slid)
@@ -101,7 +104,7 @@ def compress(slid: torch.Tensor) -> torch.Tensor:
 
 def decompress(data: torch.Tensor, n: int, k: int, dtype: DType) -> torch.Tensor:
     """The 2:4 weight [N, K'] that was compressed: its product with unit vectors, which is exact."""
-    out = DType.INT32 if dtype is DType.INT8 else DType.BF16
+    out = PRODUCT[dtype]
     handle = _handle(data.device.index or 0)
     columns = []
     for start in range(0, k, UNIT_ROWS):

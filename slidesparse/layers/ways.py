@@ -58,9 +58,10 @@ class Way(ABC):
 
     def __init__(self, plan: LayerPlan, candidate: Candidate) -> None:
         """Note the layer; `prepare` does what takes time."""
+        self.plan = plan
         self.n, self.k, self.dtype = plan.n, plan.k, plan.dtype
         self.k_run = plan.pattern.expanded_k(plan.k) if candidate.sparse else plan.k
-        self.pattern, self.out = plan.pattern, TORCH_DTYPES[plan.out]
+        self.out = TORCH_DTYPES[plan.out]
         self.candidate = candidate
 
     @classmethod
@@ -162,7 +163,7 @@ class TorchInt(Way):
         """INT8 on a GPU, sizes of whole 16 bytes."""
         if plan.dtype is not DType.INT8:
             return f"torch._int_mm takes INT8, not {plan.dtype}"
-        return None if sm and not _misaligned(plan) else _misaligned(plan) or "a GPU is needed"
+        return _misaligned(plan) or (None if sm else "a GPU is needed")
 
     def run(
         self,
