@@ -25,14 +25,13 @@ from pydantic import (
 )
 
 from slidesparse import __version__
+from slidesparse.bench.kernel_record import Amount, Machine, Text
 from slidesparse.bench.result_file import FileKind, read_data, source_commit, write_data
 from slidesparse.candidate import timestamp
-from slidesparse.devices import Fingerprint
 from slidesparse.errors import UsageError
 from slidesparse.pattern import Pattern
 from slidesparse.problem import DType
 from slidesparse.recipe import Method
-from slidesparse.serialize import from_plain, to_plain
 
 if TYPE_CHECKING:
     from slidesparse.accuracy.evaluate import Outcome
@@ -42,9 +41,7 @@ KIND = FileKind("slidesparse-accuracy", 1, "slidesparse eval")
 _CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 Count = Annotated[int, Field(ge=0)]
-Amount = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Text = Annotated[str, StringConstraints(max_length=16384)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 
 
@@ -52,12 +49,7 @@ def _pattern(value: object) -> Pattern:
     return value if isinstance(value, Pattern) else Pattern.parse(str(value))
 
 
-def _fingerprint(value: object) -> Fingerprint:
-    return value if isinstance(value, Fingerprint) else from_plain(Fingerprint, value)
-
-
 Kind = Annotated[Pattern, PlainValidator(_pattern), PlainSerializer(str)]
-Machine = Annotated[Fingerprint, PlainValidator(_fingerprint), PlainSerializer(to_plain)]
 
 
 @dataclass(frozen=True)

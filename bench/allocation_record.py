@@ -16,19 +16,15 @@ from typing import Annotated, Any, ClassVar
 from pydantic import (
     ConfigDict,
     Field,
-    PlainSerializer,
-    PlainValidator,
-    StringConstraints,
     TypeAdapter,
     ValidationError,
 )
 
 from slidesparse import __version__
+from slidesparse.bench.kernel_record import Duration, Machine, Name, Text
 from slidesparse.bench.result_file import FileKind, read_data, source_commit, write_data
 from slidesparse.candidate import timestamp
-from slidesparse.devices import Fingerprint
 from slidesparse.errors import UsageError
-from slidesparse.serialize import from_plain, to_plain
 
 KIND = FileKind("slidesparse-allocation", 1, "slidesparse allocate")
 
@@ -36,16 +32,6 @@ _CONFIG = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 Count = Annotated[int, Field(ge=0)]
 Size = Annotated[int, Field(gt=0)]
-Duration = Annotated[float, Field(gt=0)]
-Text = Annotated[str, StringConstraints(max_length=16384)]
-Name = Annotated[str, StringConstraints(min_length=1, max_length=256)]
-
-
-def _fingerprint(value: object) -> Fingerprint:
-    return value if isinstance(value, Fingerprint) else from_plain(Fingerprint, value)
-
-
-Machine = Annotated[Fingerprint, PlainValidator(_fingerprint), PlainSerializer(to_plain)]
 
 
 @dataclass(frozen=True)
