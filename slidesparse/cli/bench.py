@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import click
 
 from slidesparse.cli.bench_linear import linear
-from slidesparse.cli.main import EXIT_INTERRUPTED
 from slidesparse.cli.options import DTypeName, OpList, PatternList, TokenCounts, check_outputs
+from slidesparse.cli.results import end_early, write_each
 from slidesparse.cli.target import open_cache, refuse_fp8, require_triton, target_options
 from slidesparse.errors import UsageError
 from slidesparse.kernel_problem import KernelProblem, Op
@@ -101,7 +101,7 @@ def kernels(
     require_triton()
 
     from slidesparse.bench.fault import DeviceLost
-    from slidesparse.bench.kernel_record import KernelRecord
+    from slidesparse.bench.kernel_record import KernelRecord, write_csv, write_json
     from slidesparse.bench.kernels import KernelBench, bench_problems
     from slidesparse.cli.console import make_console
     from slidesparse.kernels.config import Table
@@ -152,7 +152,7 @@ def kernels(
 
             print_kernels(record, console)
     finally:
-        unwritten = _write(record, json_path, csv_path)
+        unwritten = write_each(record, (write_json, json_path), (write_csv, csv_path))
     _finish(record, end, unwritten)
 
 
@@ -201,20 +201,6 @@ def _run(
             skipped.sort(key=lambda item: row_order(item.problem))
 
 
-def _write(record: KernelRecord, json_path: Path | None, csv_path: Path | None) -> list[str]:
-    """Write each file that was asked for; why one could not be written costs no other."""
-    from slidesparse.bench.kernel_record import write_csv, write_json
-
-    failures = []
-    for write, path in ((write_json, json_path), (write_csv, csv_path)):
-        try:
-            if path is not None:
-                write(record, path)
-        except UsageError as error:
-            failures.append(str(error))
-    return failures
-
-
 def _finish(
     record: KernelRecord, end: KeyboardInterrupt | DeviceLost | None, unwritten: list[str]
 ) -> None:
@@ -225,13 +211,7 @@ def _finish(
         end: what ended it early, or None.
         unwritten: why files are not there, one line each.
     """
-    for reason in unwritten:
-        click.echo(f"Error: {reason}", err=True)
-    if isinstance(end, KeyboardInterrupt):
-        click.echo("interrupted; what was measured is above", err=True)
-        raise SystemExit(EXIT_INTERRUPTED)
-    if end is not None:
-        raise click.ClickException(f"{end}; what was measured before is kept")
+    end_early(end, unwritten)
     wrong = [row for row in record.rows if row.error is not None]
     if wrong:
         count, total = len(wrong), len(record.rows)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from slidesparse.cli.main import EXIT_INTERRUPTED
 from slidesparse.cli.options import DTypeName, PatternList, TokenCounts, check_outputs
+from slidesparse.cli.results import end_early, write_each
 from slidesparse.cli.target import open_cache, refuse_fp8, require_triton, target_options
 from slidesparse.errors import UsageError
 from slidesparse.pattern import Pattern, parse_patterns
@@ -139,7 +139,7 @@ def linear(
     from slidesparse.bench.fault import DeviceLost
     from slidesparse.bench.linear import AUTOTUNE, LinearBench
     from slidesparse.bench.linear_ahead import compile_ahead
-    from slidesparse.bench.linear_record import LinearRecord
+    from slidesparse.bench.linear_record import LinearRecord, write_csv, write_json
     from slidesparse.cli.console import make_console
 
     counts = tokens or (GPU_M if selected.is_gpu else CPU_M)
@@ -187,7 +187,7 @@ def linear(
 
             print_linears(record, console)
     finally:
-        unwritten = _write(record, json_path, csv_path)
+        unwritten = write_each(record, (write_json, json_path), (write_csv, csv_path))
     _finish(record, end, unwritten)
 
 
@@ -248,20 +248,6 @@ def _run(
                 progress.say(f"{layer.name} {it.on_dense()}")
 
 
-def _write(record: LinearRecord, json_path: Path | None, csv_path: Path | None) -> list[str]:
-    """Write each file that was asked for; why one could not be written costs no other."""
-    from slidesparse.bench.linear_record import write_csv, write_json
-
-    failures = []
-    for write, path in ((write_json, json_path), (write_csv, csv_path)):
-        try:
-            if path is not None:
-                write(record, path)
-        except UsageError as error:
-            failures.append(str(error))
-    return failures
-
-
 def _finish(
     record: LinearRecord, end: KeyboardInterrupt | DeviceLost | None, unwritten: list[str]
 ) -> None:
@@ -272,13 +258,7 @@ def _finish(
         end: what ended it early, or None.
         unwritten: why files are not there, one line each.
     """
-    for reason in unwritten:
-        click.echo(f"Error: {reason}", err=True)
-    if isinstance(end, KeyboardInterrupt):
-        click.echo("interrupted; what was measured is above", err=True)
-        raise SystemExit(EXIT_INTERRUPTED)
-    if end is not None:
-        raise click.ClickException(f"{end}; what was measured before is kept")
+    end_early(end, unwritten)
     wrong = [row for row in record.rows if row.error is not None]
     if wrong:
         first = wrong[0]
