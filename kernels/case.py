@@ -22,6 +22,7 @@ from slidesparse.problem import DType
 from slidesparse.tensors import TORCH_DTYPES
 
 EPS = 1e-6
+GIVEN_SCALE = 0.01
 COLD_FACTOR = 3
 """The rotated buffers are this many times larger than the L2 cache."""
 
@@ -97,6 +98,7 @@ class Case:
         self.weight = self._normal(1, k, self.activation).reshape(k)
         self.scaled = Scaled(row=self._positive(problem.m), column=self._positive(width), bias=None)
         self._bias = self._normal(1, width, self.activation).reshape(width)
+        self._given = torch.full((1,), GIVEN_SCALE, device=device)
         first = self._draw(width)
         count = self._count_sets(first, l2_bytes)
         self.sets = [first, *(first.copy() for _ in range(count - 1))]
@@ -113,7 +115,14 @@ class Case:
             moved.append(first.residual)
         return sum(tensor.numel() * tensor.element_size() for tensor in moved)
 
-    def run(self, config: Config, index: int, wide: bool | None = None, bias: bool = False) -> None:
+    def run(
+        self,
+        config: Config,
+        index: int,
+        wide: bool | None = None,
+        bias: bool = False,
+        static: bool = False,
+    ) -> None:
         """Launch the kernel on set `index` in the current stream.
 
         Args:
@@ -121,6 +130,7 @@ class Case:
             index: of the set, modulo their number.
             wide: whether row offsets have 64 bits; None for what the size asks for.
             bias: whether a bias is added to what is scaled back.
+            static: whether rows are quantised by GIVEN_SCALE instead of their own.
         """
         problem, it = self.problem, self.sets[index % len(self.sets)]
         pattern = problem.pattern
@@ -130,10 +140,11 @@ class Case:
             return
         assert it.scale is not None
         scaled = scaling if problem.op.dequantizes else None
+        given = self._given if static else None
         if problem.op is Op.QUANTIZE:
-            launch_quantize(it.x, it.q, it.scale, None, pattern, config, wide)
+            launch_quantize(it.x, it.q, it.scale, given, pattern, config, wide)
         elif problem.op in (Op.SILU_MUL_QUANTIZE, Op.DEQUANT_SILU_MUL_QUANTIZE):
-            launch_silu_mul_quantize(it.x, it.q, it.scale, pattern, config, scaled, wide)
+            launch_silu_mul_quantize(it.x, it.q, it.scale, pattern, config, scaled, wide, given)
         else:
             launch_rmsnorm_quantize(
                 it.x,
@@ -147,6 +158,7 @@ class Case:
                 it.hidden,
                 scaled,
                 wide,
+                given,
             )
 
     def wrong(self, config: Config) -> str | None:

@@ -22,7 +22,11 @@ from slidesparse.kernels.launch import (
     pattern_of,
     runs_triton,
 )
-from slidesparse.kernels.rmsnorm_quant import check_norm_operands, launch_rmsnorm_quantize
+from slidesparse.kernels.rmsnorm_quant import (
+    check_norm_operands,
+    check_norm_outputs,
+    launch_rmsnorm_quantize,
+)
 from slidesparse.pattern import DENSE, Pattern
 
 
@@ -40,7 +44,8 @@ def _run(
     pattern = pattern_of(block)
     check_rows(a, "a", ACCUMULATORS)
     scaled.check(a)
-    check_norm_operands(a, weight, q, scale_out, pattern, hidden)
+    check_norm_operands(a, weight, q.dtype)
+    check_norm_outputs(a, q, scale_out, pattern, hidden)
     if residual is not None:
         check_residual(residual, a)
     if a.shape[0] == 0:

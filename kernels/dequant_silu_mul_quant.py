@@ -12,6 +12,7 @@ from slidesparse.kernels import reference
 from slidesparse.kernels.launch import (
     ACCUMULATORS,
     Scaled,
+    check_made,
     check_out_dtype,
     config_for,
     empty_quantised,
@@ -27,7 +28,8 @@ def _run(
     a: torch.Tensor, scaled: Scaled, q: torch.Tensor, scale_out: torch.Tensor, block: int
 ) -> None:
     pattern = pattern_of(block)
-    check_halves(a, "a", ACCUMULATORS, q, scale_out, pattern)
+    check_halves(a, "a", ACCUMULATORS, q.dtype)
+    check_made(q, scale_out, a.shape[1] // 2, pattern, a)
     scaled.check(a)
     if a.shape[0] == 0:
         return

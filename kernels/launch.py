@@ -178,6 +178,24 @@ def check_scale_out(scale: torch.Tensor, m: int, like: torch.Tensor) -> None:
     check_vector(scale, "the output scale", m, like)
 
 
+def check_made(
+    q: torch.Tensor, scale: torch.Tensor, k: int, pattern: Pattern, like: torch.Tensor
+) -> None:
+    """Refuse given outputs, q and scale, for rows of `k` columns like those of `like` [M, ...].
+
+    Raises:
+        KernelError: names what it is and what is needed.
+    """
+    check_q(q, like.shape[0], k, pattern, like)
+    check_scale_out(scale, like.shape[0], like)
+
+
+def check_static_scale(scale: torch.Tensor | None, like: torch.Tensor) -> None:
+    """Refuse a given scale that is not one float32; raises like `check_vector`."""
+    if scale is not None:
+        check_vector(scale, "static_scale", 1, like)
+
+
 def check_out_dtype(q: torch.Tensor, dtype: torch.dtype) -> None:
     """Refuse a given q of another dtype than the one asked for.
 
@@ -266,7 +284,11 @@ def needs_wide(*tensors: torch.Tensor) -> bool:
     64-bit offsets would serve every tensor but are not free (`slidesparse bench kernels` says what
     they cost), so they are a variant of the code for tensors that need them.
     """
-    return any(t.shape[0] * t.stride(0) > INT32_MAX for t in tensors)
+    # Not a generator, which would add half a microsecond to every launch.
+    for t in tensors:  # noqa: SIM110
+        if t.shape[0] * t.stride(0) > INT32_MAX:
+            return True
+    return False
 
 
 def programs(x: torch.Tensor, config: Config) -> int:

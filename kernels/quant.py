@@ -11,12 +11,11 @@ from slidesparse.kernels import reference
 from slidesparse.kernels.config import Config, tile_of
 from slidesparse.kernels.launch import (
     FLOATS,
+    check_made,
     check_out_dtype,
-    check_q,
     check_quantised,
     check_rows,
-    check_scale_out,
-    check_vector,
+    check_static_scale,
     config_for,
     empty_quantised,
     fill,
@@ -27,7 +26,7 @@ from slidesparse.kernels.launch import (
     programs,
     runs_triton,
 )
-from slidesparse.kernels.row import begin, load_chunk, offset, quantize_row, store_row
+from slidesparse.kernels.row import begin, load_chunk, offset, quantize_row
 from slidesparse.pattern import DENSE, Pattern
 
 
@@ -48,15 +47,11 @@ def _row(
     values = ()
     for chunk in tl.static_range(T.chunks):
         values = values + (load_chunk(x_row, chunk, T),)  # type: ignore[assignment]  # noqa: RUF005
-    if STATIC:
-        scale = tl.load(static_ptr)
-        tl.store(scale_ptr + row, scale)
-        store_row(values, scale, tl.div_rn(1.0, scale), q_row, INT8, True, T)
-    else:
-        quantize_row(values, q_row, scale_ptr + row, INT8, T)
+    quantize_row(values, q_row, scale_ptr + row, static_ptr, INT8, STATIC, T)
 
 
-@triton.jit(do_not_specialize=["m"])
+# A given scale may lie anywhere in a tensor of them: the same code has to serve it.
+@triton.jit(do_not_specialize=["m"], do_not_specialize_on_alignment=["static_ptr"])
 def quantize_kernel(
     x_ptr,
     q_ptr,
@@ -88,7 +83,7 @@ def launch_quantize(
     x: torch.Tensor,
     q: torch.Tensor,
     scale_out: torch.Tensor,
-    scale: torch.Tensor | None,
+    static_scale: torch.Tensor | None,
     pattern: Pattern,
     config: Config,
     wide: bool | None = None,
@@ -102,12 +97,12 @@ def launch_quantize(
         x,
         q.view(torch.int8),
         scale_out,
-        scale_out if scale is None else scale,
+        scale_out if static_scale is None else static_scale,
         x.shape[0],
         x.stride(0),
         q.stride(0),
         INT8=q.dtype is torch.int8,
-        STATIC=scale is not None,
+        STATIC=static_scale is not None,
         WIDE=needs_wide(x, q) if wide is None else wide,
         T=tile_of(x.shape[1], pattern, config.block),
         LOOP=loops(config),
@@ -115,28 +110,40 @@ def launch_quantize(
     )
 
 
+def _check(x: torch.Tensor, dtype: torch.dtype, static_scale: torch.Tensor | None) -> None:
+    check_rows(x, "x", FLOATS)
+    check_quantised(dtype, x)
+    check_static_scale(static_scale, x)
+
+
 def _run(
     x: torch.Tensor,
     q: torch.Tensor,
     scale_out: torch.Tensor,
-    block: int,
-    scale: torch.Tensor | None,
+    pattern: Pattern,
+    static_scale: torch.Tensor | None,
 ) -> None:
-    pattern = pattern_of(block)
-    check_rows(x, "x", FLOATS)
-    check_quantised(q.dtype, x)
-    m, k = x.shape
-    check_q(q, m, k, pattern, x)
-    check_scale_out(scale_out, m, x)
-    if scale is not None:
-        check_vector(scale, "scale", 1, x)
-    if m == 0:
+    """Run on checked operands."""
+    if x.shape[0] == 0:
         return
     if not runs_triton(x):
-        fill(q, scale_out, reference.quantize(x, q.dtype, pattern, scale))
+        fill(q, scale_out, reference.quantize(x, q.dtype, pattern, static_scale))
         return
-    config = config_for(Op.QUANTIZE, x, k, q.dtype, pattern)
-    launch_quantize(x, q, scale_out, scale, pattern, config)
+    config = config_for(Op.QUANTIZE, x, x.shape[1], q.dtype, pattern)
+    launch_quantize(x, q, scale_out, static_scale, pattern, config)
+
+
+def quantize_rows(
+    x: torch.Tensor,
+    dtype: torch.dtype,
+    pattern: Pattern,
+    static_scale: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`quantize` for callers that are operators themselves and pay for one dispatch, not two."""
+    q, scale_out = empty_quantised(x, x.shape[-1], dtype, pattern.block)
+    _check(x, dtype, static_scale)
+    _run(x, q, scale_out, pattern, static_scale)
+    return q, scale_out
 
 
 @torch.library.custom_op("slidesparse::quantize_out", mutates_args=("q", "scale_out"))
@@ -145,19 +152,13 @@ def quantize_out(
     q: torch.Tensor,
     scale_out: torch.Tensor,
     block: int = 1,
-    scale: torch.Tensor | None = None,
+    static_scale: torch.Tensor | None = None,
 ) -> None:
     """`quantize` into given outputs: q [M, K'] (its dtype decides) and scale_out [M] float32."""
-    _run(x, q, scale_out, block, scale)
-
-
-def quantize_rows(
-    x: torch.Tensor, dtype: torch.dtype, pattern: Pattern
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """`quantize` for callers that are operators themselves and pay for one dispatch, not two."""
-    q, scale_out = empty_quantised(x, x.shape[1], dtype, pattern.block)
-    _run(x, q, scale_out, pattern.block, None)
-    return q, scale_out
+    pattern = pattern_of(block)
+    _check(x, q.dtype, static_scale)
+    check_made(q, scale_out, x.shape[1], pattern, x)
+    _run(x, q, scale_out, pattern, static_scale)
 
 
 @torch.library.custom_op("slidesparse::quantize", mutates_args=())
@@ -165,12 +166,10 @@ def quantize_op(
     x: torch.Tensor,
     dtype: torch.dtype,
     block: int = 1,
-    scale: torch.Tensor | None = None,
+    static_scale: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`quantize` as torch.compile sees it; block is 2N of the pattern, 1 for dense."""
-    q, scale_out = empty_quantised(x, x.shape[-1], dtype, block)
-    _run(x, q, scale_out, block, scale)
-    return q, scale_out
+    return quantize_rows(x, dtype, pattern_of(block), static_scale)
 
 
 @quantize_out.register_fake
@@ -179,7 +178,7 @@ def _(
     q: torch.Tensor,
     scale_out: torch.Tensor,
     block: int = 1,
-    scale: torch.Tensor | None = None,
+    static_scale: torch.Tensor | None = None,
 ) -> None:
     return None
 
@@ -189,7 +188,7 @@ def _(
     x: torch.Tensor,
     dtype: torch.dtype,
     block: int = 1,
-    scale: torch.Tensor | None = None,
+    static_scale: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     return empty_quantised(x, x.shape[-1], dtype, block)
 
@@ -199,7 +198,7 @@ def quantize(
     dtype: torch.dtype = torch.float8_e4m3fn,
     pattern: Pattern = DENSE,
     *,
-    scale: torch.Tensor | None = None,
+    static_scale: torch.Tensor | None = None,
     out: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Quantise each row by its largest magnitude and lift it for `pattern`, in one pass.
@@ -207,25 +206,30 @@ def quantize(
     q[i] = round(x[i] / scale[i]), x[i] ~ q[i] * scale[i]. FP8 rounds to nearest even, scale =
     max(absmax / 448, 1 / (448 * 512)). INT8 rounds half to even, scale = max(absmax / 127, 2^-126).
     A row that holds NaN or infinity gets a scale of NaN or infinity and, in FP8, NaN everywhere (in
-    padding too), in INT8 zeros: whatever scales it back sees that it is not finite. With a given
-    `scale` values saturate (448; -128 and 127), infinity too; NaN stays NaN in FP8, is 0 in INT8.
+    padding too), in INT8 zeros: whatever scales it back sees that it is not finite.
+
+    With a `static_scale` every row is quantised by it, to the bytes of vLLM's static quantisation:
+    FP8 is x * (1 / static_scale), saturating at -448 and 448, INT8 is x / static_scale, saturating
+    at -128 and 127. Infinity saturates; NaN is 0 in INT8 and stays NaN in FP8, where vLLM makes 448
+    of it. A scale of zero saturates all but zeros and tiny values, NaN acts as NaN in every value.
 
     Args:
         x: [M, K] bf16, fp16 or fp32; rows may be strided. M = 0 gives empty results.
         dtype: torch.float8_e4m3fn or torch.int8.
         pattern: whose lift is applied (slidesparse.pattern); dense for none.
-        scale: [1] float32, at least 2^-126: quantise all rows by it instead.
+        static_scale: one float32 on the device of x, or None for the rows' own.
         out: (q, scale) to write to.
 
     Returns:
-        q: [M, K'] of `dtype`, K' = pattern.expanded_k(K), padding zero; scale: [M] float32.
+        q: [M, K'] of `dtype`, K' = pattern.expanded_k(K), padding zero; scale: [M] float32, all
+        `static_scale` where there is one.
 
     Raises:
         KernelError: an operand has the wrong shape, dtype, layout or device.
         DeviceError: the GPU has no FP8.
     """
     if out is None:
-        return quantize_op(x, dtype, pattern.block, scale)
+        return quantize_op(x, dtype, pattern.block, static_scale)
     check_out_dtype(out[0], dtype)
-    quantize_out(x, out[0], out[1], pattern.block, scale)
+    quantize_out(x, out[0], out[1], pattern.block, static_scale)
     return out

@@ -9,6 +9,7 @@ from slidesparse.slide import lift
 
 FP8_SMALLEST_SCALE = 1.0 / (448.0 * 512.0)
 INT8_SMALLEST_SCALE = 2.0**-126
+LARGEST_INVERSE = torch.finfo(torch.float32).max
 FP8_NAN = 0x7F
 
 
@@ -16,7 +17,7 @@ def quantize(
     x: torch.Tensor,
     dtype: torch.dtype,
     pattern: Pattern = DENSE,
-    scale: torch.Tensor | None = None,
+    static_scale: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Quantise rows x [M, K] and lift them; see slidesparse.kernels.quant.quantize.
 
@@ -24,20 +25,18 @@ def quantize(
         q: [M, K'] of `dtype`; scale: [M] float32.
     """
     x = x.float()
-    if scale is None:
-        largest = x.abs().amax(dim=1)
-        q, scales = _by_largest(x, largest, dtype)
+    if static_scale is None:
+        q, scales = _by_largest(x, x.abs().amax(dim=1), dtype)
+        sound = scales.isfinite()
     else:
-        scales = scale.reshape(1).expand(x.shape[0]).clone()
-        if dtype is torch.int8:
-            q = (x * (torch.ones_like(scale) / scale)).round().clamp(-128, 127).nan_to_num(0.0)
-        else:
-            q = (x / scale).clamp(-448.0, 448.0)
+        scales = static_scale.reshape(1).expand(x.shape[0]).clone()
+        q = _by_given(x, static_scale.reshape(1), dtype)
+        sound = ~scales.isnan()
     q = q.to(dtype)
     lifted = q if pattern.dense else lift(q, pattern)
-    if scale is None and dtype is torch.float8_e4m3fn:
-        # The padding of a row that is not finite is NaN like the rest of it.
-        bits = torch.where(scales[:, None].isfinite(), lifted.view(torch.uint8), FP8_NAN)
+    if dtype is torch.float8_e4m3fn:
+        # The padding of a row that has no sound scale is NaN like the rest of it.
+        bits = torch.where(sound[:, None], lifted.view(torch.uint8), FP8_NAN)
         lifted = bits.to(torch.uint8).view(dtype)
     return lifted, scales
 
@@ -56,6 +55,7 @@ def rmsnorm_quantize(
     dtype: torch.dtype,
     pattern: Pattern = DENSE,
     residual: torch.Tensor | None = None,
+    static_scale: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(Add the residual,) RMSNorm, quantise, lift.
 
@@ -64,7 +64,7 @@ def rmsnorm_quantize(
     """
     if residual is not None:
         x = (x.float() + residual.float()).to(x.dtype)
-    return *quantize(rmsnorm(x, weight, eps), dtype, pattern), x
+    return *quantize(rmsnorm(x, weight, eps), dtype, pattern, static_scale), x
 
 
 def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
@@ -74,10 +74,13 @@ def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
 
 
 def silu_mul_quantize(
-    gate_up: torch.Tensor, dtype: torch.dtype, pattern: Pattern = DENSE
+    gate_up: torch.Tensor,
+    dtype: torch.dtype,
+    pattern: Pattern = DENSE,
+    static_scale: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """SiLU(gate) * up, quantise, lift: q [M, K'] and scale [M]."""
-    return quantize(silu_mul(gate_up), dtype, pattern)
+    return quantize(silu_mul(gate_up), dtype, pattern, static_scale)
 
 
 def dequantize(
@@ -163,6 +166,14 @@ def _zero(w: torch.Tensor) -> torch.Tensor:
     """Which values of w [N, K] are zero, by groups of four; FP8 has two zeros."""
     bits = w.view(torch.uint8).reshape(w.shape[0], w.shape[1] // 4, 4)
     return (bits & 0x7F) == 0 if w.dtype is torch.float8_e4m3fn else bits == 0
+
+
+def _by_given(x: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    if dtype is torch.int8:
+        return (x / scale).round().clamp(-128, 127).nan_to_num(0.0)
+    inverse = torch.ones_like(scale) / scale
+    inverse = torch.where(inverse > LARGEST_INVERSE, LARGEST_INVERSE, inverse)
+    return (x * inverse).clamp(-448.0, 448.0)
 
 
 def _by_largest(

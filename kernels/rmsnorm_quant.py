@@ -16,13 +16,13 @@ from slidesparse.kernels.config import Config, tile_of
 from slidesparse.kernels.launch import (
     FLOATS,
     Scaled,
+    check_made,
     check_out_dtype,
     check_output,
-    check_q,
     check_quantised,
     check_residual,
     check_rows,
-    check_scale_out,
+    check_static_scale,
     check_vector,
     config_for,
     empty_quantised,
@@ -37,6 +37,7 @@ from slidesparse.kernels.launch import (
 from slidesparse.kernels.row import (
     begin,
     chunk_columns,
+    given_scale,
     largest_magnitude,
     load_chunk,
     load_scaled,
@@ -56,13 +57,14 @@ def _row(
     strides,
     eps,
     INT8: tl.constexpr,
+    STATIC: tl.constexpr,
     RESIDUAL: tl.constexpr,
     DEQUANT: tl.constexpr,
     BIAS: tl.constexpr,
     WIDE: tl.constexpr,
     T: tl.constexpr,
 ):
-    x_ptr, residual_ptr, weight_ptr, hidden_ptr, q_ptr, scale_ptr = tensors
+    x_ptr, residual_ptr, weight_ptr, hidden_ptr, q_ptr, scale_ptr, static_ptr = tensors
     row_scale_ptr, column_scale_ptr, bias_ptr, stride_row_scale, stride_column_scale = scalings
     stride_x, stride_residual, stride_hidden, stride_q = strides
     x_row = x_ptr + offset(row, stride_x, WIDE)
@@ -90,17 +92,22 @@ def _row(
         x *= load_chunk(weight_ptr, chunk, T).to(tl.float32)
         weighted = weighted + (x,)  # type: ignore[assignment]  # noqa: RUF005
     inverse_rms = tl.rsqrt(tl.sum(squares, axis=0) / T.k + eps)
-    largest = largest_magnitude(weighted, T) * inverse_rms
-    scale, inverse = row_scale(largest, INT8)
+    if STATIC:
+        scale, inverse = given_scale(static_ptr)
+    else:
+        scale, inverse = row_scale(largest_magnitude(weighted, T) * inverse_rms, INT8)
     tl.store(scale_ptr + row, scale)
     values = ()
     for chunk in tl.static_range(T.chunks):
         values = values + (weighted[chunk] * inverse_rms,)  # type: ignore[assignment]  # noqa: RUF005
-    store_row(values, scale, inverse, q_row, INT8, False, T)
+    store_row(values, scale, inverse, q_row, INT8, STATIC, T)
 
 
-# A single row has a row scale of stride 0: the same code has to serve it.
-@triton.jit(do_not_specialize=["m", "stride_row_scale"])
+# A single row has a row scale of stride 0, and a given scale may lie anywhere in a tensor of them:
+# the same code has to serve them.
+@triton.jit(
+    do_not_specialize=["m", "stride_row_scale"], do_not_specialize_on_alignment=["static_ptr"]
+)
 def rmsnorm_quantize_kernel(
     x_ptr,
     residual_ptr,
@@ -108,6 +115,7 @@ def rmsnorm_quantize_kernel(
     hidden_ptr,
     q_ptr,
     scale_ptr,
+    static_ptr,
     row_scale_ptr,
     column_scale_ptr,
     bias_ptr,
@@ -120,6 +128,7 @@ def rmsnorm_quantize_kernel(
     stride_column_scale,
     eps,
     INT8: tl.constexpr,
+    STATIC: tl.constexpr,
     RESIDUAL: tl.constexpr,
     DEQUANT: tl.constexpr,
     BIAS: tl.constexpr,
@@ -131,26 +140,17 @@ def rmsnorm_quantize_kernel(
 ):
     """One program per row, or a loop over its share of the rows."""
     begin(OVERLAP)
-    tensors = (x_ptr, residual_ptr, weight_ptr, hidden_ptr, q_ptr, scale_ptr)
+    tensors = (x_ptr, residual_ptr, weight_ptr, hidden_ptr, q_ptr, scale_ptr, static_ptr)
     scalings = (row_scale_ptr, column_scale_ptr, bias_ptr, stride_row_scale, stride_column_scale)
     strides = (stride_x, stride_residual, stride_hidden, stride_q)
     if LOOP:
         for row in tl.range(tl.program_id(0), m, tl.num_programs(0), num_stages=STAGES):
-            _row(row, tensors, scalings, strides, eps, INT8, RESIDUAL, DEQUANT, BIAS, WIDE, T)
+            _row(
+                row, tensors, scalings, strides, eps, INT8, STATIC, RESIDUAL, DEQUANT, BIAS, WIDE, T
+            )
     else:
-        _row(
-            tl.program_id(0),
-            tensors,
-            scalings,
-            strides,
-            eps,
-            INT8,
-            RESIDUAL,
-            DEQUANT,
-            BIAS,
-            WIDE,
-            T,
-        )
+        row = tl.program_id(0)
+        _row(row, tensors, scalings, strides, eps, INT8, STATIC, RESIDUAL, DEQUANT, BIAS, WIDE, T)
 
 
 def launch_rmsnorm_quantize(
@@ -165,6 +165,7 @@ def launch_rmsnorm_quantize(
     hidden: torch.Tensor | None = None,
     scaled: Scaled | None = None,
     wide: bool | None = None,
+    static_scale: torch.Tensor | None = None,
 ) -> None:
     """Start the kernel on checked operands.
 
@@ -183,6 +184,7 @@ def launch_rmsnorm_quantize(
         store,
         q.view(torch.int8),
         scale_out,
+        scale_out if static_scale is None else static_scale,
         scale_out if scaled is None else scaled.row,
         scale_out if scaled is None else scaled.column,
         weight if scaled is None or scaled.bias is None else scaled.bias,
@@ -194,6 +196,7 @@ def launch_rmsnorm_quantize(
         *((0, 0) if scaled is None else scaled.strides),
         eps,
         INT8=q.dtype is torch.int8,
+        STATIC=static_scale is not None,
         RESIDUAL=residual is not None,
         DEQUANT=scaled is not None,
         BIAS=scaled is not None and scaled.bias is not None,
@@ -204,28 +207,51 @@ def launch_rmsnorm_quantize(
     )
 
 
-def check_norm_operands(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    q: torch.Tensor,
-    scale_out: torch.Tensor,
-    pattern: Pattern,
-    hidden: torch.Tensor | None,
-) -> None:
-    """Refuse operands and outputs that do not fit the rows `x` [M, K].
+def check_norm_operands(x: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype) -> None:
+    """Refuse a weight that does not fit the rows `x` [M, K], and what they cannot become.
 
     Raises:
         KernelError: names the tensor, what it is and what is needed.
         DeviceError: the GPU has no FP8.
     """
-    m, k = x.shape
-    check_quantised(q.dtype, x)
-    check_vector(weight, "weight", k, x, FLOATS)
-    check_q(q, m, k, pattern, x)
-    check_scale_out(scale_out, m, x)
+    check_quantised(dtype, x)
+    check_vector(weight, "weight", x.shape[1], x, FLOATS)
+
+
+def check_norm_outputs(
+    x: torch.Tensor,
+    q: torch.Tensor,
+    scale_out: torch.Tensor,
+    pattern: Pattern,
+    hidden: torch.Tensor | None,
+) -> None:
+    """Refuse outputs that do not fit the rows `x` [M, K].
+
+    Raises:
+        KernelError: names the tensor, what it is and what is needed.
+    """
+    check_made(q, scale_out, x.shape[1], pattern, x)
     if hidden is not None:
         check_rows(hidden, "the new residual", FLOATS)
-        check_output(hidden, "the new residual", (m, k), x)
+        check_output(hidden, "the new residual", (x.shape[0], x.shape[1]), x)
+
+
+def _check(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    dtype: torch.dtype,
+    residual: torch.Tensor | None,
+    static_scale: torch.Tensor | None,
+) -> None:
+    check_rows(x, "x", FLOATS)
+    if residual is not None:
+        check_residual(residual, x)
+        if residual.dtype is not x.dtype:
+            raise KernelError(
+                f"residual is {residual.dtype} and x is {x.dtype}; give both one dtype"
+            )
+    check_norm_operands(x, weight, dtype)
+    check_static_scale(static_scale, x)
 
 
 def _run(
@@ -234,30 +260,59 @@ def _run(
     eps: float,
     q: torch.Tensor,
     scale_out: torch.Tensor,
-    block: int,
+    pattern: Pattern,
     residual: torch.Tensor | None,
     hidden: torch.Tensor | None,
+    static_scale: torch.Tensor | None,
 ) -> None:
-    pattern = pattern_of(block)
-    check_rows(x, "x", FLOATS)
-    if residual is not None:
-        check_residual(residual, x)
-        if residual.dtype is not x.dtype:
-            raise KernelError(
-                f"residual is {residual.dtype} and x is {x.dtype}; give both one dtype"
-            )
-    check_norm_operands(x, weight, q, scale_out, pattern, hidden)
+    """Run on checked operands."""
     if x.shape[0] == 0:
         return
     if not runs_triton(x):
-        *made, new = reference.rmsnorm_quantize(x, weight, eps, q.dtype, pattern, residual)
+        *made, new = reference.rmsnorm_quantize(
+            x, weight, eps, q.dtype, pattern, residual, static_scale
+        )
         fill(q, scale_out, (made[0], made[1]))
         if hidden is not None:
             hidden.copy_(new)
         return
     op = Op.RMSNORM_QUANTIZE
     config = config_for(op, x, x.shape[1], q.dtype, pattern, residual is not None)
-    launch_rmsnorm_quantize(x, weight, eps, q, scale_out, pattern, config, residual, hidden)
+    launch_rmsnorm_quantize(
+        x,
+        weight,
+        eps,
+        q,
+        scale_out,
+        pattern,
+        config,
+        residual,
+        hidden,
+        static_scale=static_scale,
+    )
+
+
+def rmsnorm_quantize_rows(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    dtype: torch.dtype,
+    pattern: Pattern,
+    residual: torch.Tensor | None = None,
+    static_scale: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """`rmsnorm_quantize` for callers that are operators themselves; see `quantize_rows`.
+
+    Returns:
+        q and scale; the new residual, or None where there was none.
+    """
+    q, scale_out = empty_quantised(x, x.shape[-1], dtype, pattern.block)
+    _check(x, weight, dtype, residual, static_scale)
+    hidden = None
+    if residual is not None:
+        hidden = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    _run(x, weight, eps, q, scale_out, pattern, residual, hidden, static_scale)
+    return q, scale_out, hidden
 
 
 @torch.library.custom_op("slidesparse::rmsnorm_quantize_out", mutates_args=("q", "scale_out"))
@@ -268,9 +323,13 @@ def rmsnorm_quantize_out(
     q: torch.Tensor,
     scale_out: torch.Tensor,
     block: int = 1,
+    static_scale: torch.Tensor | None = None,
 ) -> None:
     """`rmsnorm_quantize` without a residual into given outputs."""
-    _run(x, weight, eps, q, scale_out, block, None, None)
+    pattern = pattern_of(block)
+    _check(x, weight, q.dtype, None, static_scale)
+    check_norm_outputs(x, q, scale_out, pattern, None)
+    _run(x, weight, eps, q, scale_out, pattern, None, None, static_scale)
 
 
 # An op of its own: torch 2.11 fails on a mutated argument that is left out.
@@ -285,18 +344,27 @@ def add_rmsnorm_quantize_out(
     q: torch.Tensor,
     scale_out: torch.Tensor,
     block: int = 1,
+    static_scale: torch.Tensor | None = None,
 ) -> None:
     """`rmsnorm_quantize` into given outputs; the residual is updated in place."""
-    _run(x, weight, eps, q, scale_out, block, residual, residual)
+    pattern = pattern_of(block)
+    _check(x, weight, q.dtype, residual, static_scale)
+    check_norm_outputs(x, q, scale_out, pattern, residual)
+    _run(x, weight, eps, q, scale_out, pattern, residual, residual, static_scale)
 
 
 @torch.library.custom_op("slidesparse::rmsnorm_quantize", mutates_args=())
 def rmsnorm_quantize_op(
-    x: torch.Tensor, weight: torch.Tensor, eps: float, dtype: torch.dtype, block: int = 1
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    dtype: torch.dtype,
+    block: int = 1,
+    static_scale: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`rmsnorm_quantize` without a residual: q and scale."""
-    q, scale_out = empty_quantised(x, x.shape[-1], dtype, block)
-    _run(x, weight, eps, q, scale_out, block, None, None)
+    pattern = pattern_of(block)
+    q, scale_out, _ = rmsnorm_quantize_rows(x, weight, eps, dtype, pattern, None, static_scale)
     return q, scale_out
 
 
@@ -308,11 +376,13 @@ def add_rmsnorm_quantize_op(
     eps: float,
     dtype: torch.dtype,
     block: int = 1,
+    static_scale: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """`rmsnorm_quantize` with a residual: q, scale and the new residual."""
-    q, scale_out = empty_quantised(x, x.shape[-1], dtype, block)
-    hidden = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    _run(x, weight, eps, q, scale_out, block, residual, hidden)
+    pattern = pattern_of(block)
+    made = rmsnorm_quantize_rows(x, weight, eps, dtype, pattern, residual, static_scale)
+    q, scale_out, hidden = made
+    assert hidden is not None
     return q, scale_out, hidden
 
 
@@ -324,6 +394,7 @@ def _(
     q: torch.Tensor,
     scale_out: torch.Tensor,
     block: int = 1,
+    static_scale: torch.Tensor | None = None,
 ) -> None:
     return None
 
@@ -337,13 +408,19 @@ def _(
     q: torch.Tensor,
     scale_out: torch.Tensor,
     block: int = 1,
+    static_scale: torch.Tensor | None = None,
 ) -> None:
     return None
 
 
 @rmsnorm_quantize_op.register_fake
 def _(
-    x: torch.Tensor, weight: torch.Tensor, eps: float, dtype: torch.dtype, block: int = 1
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    dtype: torch.dtype,
+    block: int = 1,
+    static_scale: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     return empty_quantised(x, x.shape[-1], dtype, block)
 
@@ -356,6 +433,7 @@ def _(
     eps: float,
     dtype: torch.dtype,
     block: int = 1,
+    static_scale: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return *empty_quantised(x, x.shape[-1], dtype, block), x.new_empty(x.shape)
 
@@ -368,6 +446,7 @@ def rmsnorm_quantize(
     pattern: Pattern = DENSE,
     *,
     residual: torch.Tensor | None = None,
+    static_scale: torch.Tensor | None = None,
     out: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(Add a residual,) RMSNorm, quantise each row and lift it for `pattern`, in one pass.
@@ -382,6 +461,7 @@ def rmsnorm_quantize(
         dtype: torch.float8_e4m3fn or torch.int8.
         pattern: whose lift is applied; dense for none.
         residual: [M, K] in the dtype of x.
+        static_scale: one float32 to quantise all rows by, or None for the rows' own.
         out: (q, scale) to write to; the residual is then updated in place.
 
     Returns:
@@ -395,10 +475,10 @@ def rmsnorm_quantize(
     if out is not None:
         check_out_dtype(out[0], dtype)
         if residual is None:
-            rmsnorm_quantize_out(x, weight, eps, *out, block)
+            rmsnorm_quantize_out(x, weight, eps, *out, block, static_scale)
             return *out, x
-        add_rmsnorm_quantize_out(x, residual, weight, eps, *out, block)
+        add_rmsnorm_quantize_out(x, residual, weight, eps, *out, block, static_scale)
         return *out, residual
     if residual is None:
-        return *rmsnorm_quantize_op(x, weight, eps, dtype, block), x
-    return add_rmsnorm_quantize_op(x, residual, weight, eps, dtype, block)
+        return *rmsnorm_quantize_op(x, weight, eps, dtype, block, static_scale), x
+    return add_rmsnorm_quantize_op(x, residual, weight, eps, dtype, block, static_scale)

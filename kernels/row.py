@@ -22,11 +22,17 @@ ROUND_SHIFTER = tl.constexpr(12582912.0)
 FP8_TOP = tl.constexpr(448.0)
 INT8_TOP = tl.constexpr(127.0)
 
+BEYOND_INT8 = tl.constexpr(1024.0)
+"""Saturates, and is far from whatever overflows."""
+
 FP8_SMALLEST_SCALE = tl.constexpr(reference.FP8_SMALLEST_SCALE)
 """The bound that vLLM sets too: a row without values of note keeps a scale that divides well."""
 
 INT8_SMALLEST_SCALE = tl.constexpr(reference.INT8_SMALLEST_SCALE)
 """The smallest normal float32: its inverse is finite."""
+
+LARGEST_INVERSE = tl.constexpr(reference.LARGEST_INVERSE)
+"""Of a given scale, which may be zero: an infinite one would turn the zeros of a row into NaN."""
 
 
 @triton.jit
@@ -111,6 +117,15 @@ def row_scale(largest, INT8: tl.constexpr):
 
 
 @triton.jit
+def given_scale(static_ptr):
+    """A scale that was given, and the factor that undoes it."""
+    scale = tl.load(static_ptr)
+    inverse = tl.div_rn(1.0, scale)
+    # A comparison, not a minimum, which would drop NaN.
+    return scale, tl.where(inverse > LARGEST_INVERSE, LARGEST_INVERSE, inverse)
+
+
+@triton.jit
 def multiply_add(x, y, z):
     """Multiply and add float32 values, rounding once: x * y + z."""
     if INTERPRETED:
@@ -121,35 +136,61 @@ def multiply_add(x, y, z):
 
 
 @triton.jit
-def rounded(x, scale, inverse, INT8: tl.constexpr, CLAMP: tl.constexpr):
+def corrected(y, x, scale, inverse):
+    """The rounded quotient x / scale of float32 values from y, which is off in the last place.
+
+    Markstein: two multiply-adds instead of a division.
+    """
+    # With these signs the correction of -0 is -0: Triton's -x is 0 - x, which has no -0.
+    return multiply_add(multiply_add(y, scale, -x), -inverse, y)
+
+
+@triton.jit
+def rounded(x, scale, inverse, INT8: tl.constexpr, STATIC: tl.constexpr):
     """float32 values as the bytes of their quantised form.
 
-    CLAMP is for a scale that is not the row's own: with its own no value passes the largest.
+    STATIC is for a scale that was given, beyond which values may lie: they saturate. FP8 multiplies
+    and INT8 divides then, which is the other way round than with the row's own: so does vLLM.
     """
+    y = x * inverse
+    # With an else each: Triton compiles what follows a return, FP8 for GPUs that lack it too.
     if INT8:
-        y = x * inverse
-        if CLAMP:
-            y = tl.minimum(tl.maximum(y, -128.0), 127.0)
-        byte = (y + ROUND_SHIFTER).to(tl.int32, bitcast=True).to(tl.int8)
-        # Only NaN differs from itself; infinity less itself is NaN.
-        kept = x if CLAMP else scale - scale
-        return tl.where(kept == kept, byte, 0)
-    else:
-        # Markstein: one correction turns the product with the reciprocal into the correctly
-        # rounded quotient, two multiply-adds instead of a division.
-        y = x * inverse
-        # With these signs the correction of -0 is -0: Triton's -x is 0 - x, which has no -0.
-        y = multiply_add(multiply_add(y, scale, -x), -inverse, y)
-        if CLAMP:
-            # Where the product overflows, the correction is NaN; infinity saturates, NaN stays.
-            y = tl.where(y == y, y, x * inverse)
-            y = tl.where(y > FP8_TOP, FP8_TOP, tl.where(y < -FP8_TOP, -FP8_TOP, y))
+        if STATIC:
+            # Of a product that overflowed the correction would be NaN; this one still saturates.
+            y = tl.minimum(tl.maximum(y, -BEYOND_INT8), BEYOND_INT8)
+            return int8_byte(corrected(y, x, scale, inverse))
+        else:
+            byte = (y + ROUND_SHIFTER).to(tl.int32, bitcast=True).to(tl.int8)
+            # Only NaN differs from itself; infinity less itself is NaN.
+            kept = scale - scale
+            return tl.where(kept == kept, byte, 0)
+    elif STATIC:
         return fp8_byte(y)
+    else:
+        return fp8_byte(corrected(y, x, scale, inverse))
+
+
+@triton.jit
+def int8_byte(y):
+    """float32 values as the bytes of INT8, nearest, ties to even; saturates, and NaN is 0."""
+    if INTERPRETED:
+        y = tl.minimum(tl.maximum(tl.where(y == y, y, 0.0), -128.0), 127.0)
+        return (y + ROUND_SHIFTER).to(tl.int32, bitcast=True).to(tl.int8)
+    # One instruction, for which Triton has no word, does all of that.
+    byte = tl.inline_asm_elementwise(
+        "cvt.rni.sat.s8.f32 $0, $1;",
+        constraints="=r,f",
+        args=[y],
+        dtype=tl.int32,
+        is_pure=True,
+        pack=1,
+    )
+    return byte.to(tl.int8)
 
 
 @triton.jit
 def fp8_byte(y):
-    """float32 values in [-448, 448] or NaN as the bytes of E4M3, nearest, ties to even."""
+    """float32 values as the bytes of E4M3, nearest, ties to even; saturates, and NaN stays."""
     if INTERPRETED:
         bits = y.to(tl.int32, bitcast=True)
         exponent = tl.maximum(((bits >> 23) & 0xFF) - 127, -6)
@@ -208,11 +249,11 @@ def largest_magnitude(values, T: tl.constexpr):
 
 @triton.jit
 def store_row(
-    values, scale, inverse, q_row, INT8: tl.constexpr, CLAMP: tl.constexpr, T: tl.constexpr
+    values, scale, inverse, q_row, INT8: tl.constexpr, STATIC: tl.constexpr, T: tl.constexpr
 ):
     """Round the chunks of a row and store them, lifted where the pattern asks for it."""
     for chunk in tl.static_range(T.chunks):
-        byte = rounded(values[chunk].to(tl.float32), scale, inverse, INT8, CLAMP)
+        byte = rounded(values[chunk].to(tl.float32), scale, inverse, INT8, STATIC)
         if T.windows <= 1:
             columns = chunk * T.block + tl.arange(0, T.block)
             if (chunk + 1) * T.block <= T.k_out:
@@ -232,8 +273,13 @@ def store_row(
 
 
 @triton.jit
-def quantize_row(values, q_row, scale_ptr, INT8: tl.constexpr, T: tl.constexpr):
-    """Quantise a row by its own largest magnitude, lift it and store it with its scale."""
-    scale, inverse = row_scale(largest_magnitude(values, T), INT8)
+def quantize_row(
+    values, q_row, scale_ptr, static_ptr, INT8: tl.constexpr, STATIC: tl.constexpr, T: tl.constexpr
+):
+    """Quantise a row by its own largest magnitude or by the scale given; lift it and store both."""
+    if STATIC:
+        scale, inverse = given_scale(static_ptr)
+    else:
+        scale, inverse = row_scale(largest_magnitude(values, T), INT8)
     tl.store(scale_ptr, scale)
-    store_row(values, scale, inverse, q_row, INT8, False, T)
+    store_row(values, scale, inverse, q_row, INT8, STATIC, T)

@@ -43,12 +43,14 @@ class Job(NamedTuple):
         config: to launch it with.
         wide: with 64-bit row offsets.
         bias: with a bias, where the kernel scales a GEMM's output back.
+        static: with a given scale, where the kernel takes one.
     """
 
     problem: KernelProblem
     config: Config
     wide: bool
     bias: bool = False
+    static: bool = False
 
 
 COMPILER = "slidesparse.kernels.warm:Compiler"
@@ -69,23 +71,37 @@ NATIVE = "native"
 """The search's backend whose candidates are configurations of kernels/native."""
 
 
-def warm(problems: Sequence[KernelProblem], device: Device) -> int:
+def warm(problems: Sequence[KernelProblem], device: Device, static: bool = False) -> int:
     """Compile and load, in this process, what launches of `problems` will take; how many kernels.
 
     Afterwards such launches neither compile nor read files, so that they can be captured in a CUDA
     graph. What is compiled stays in Triton's cache on disk for other processes.
+
+    Args:
+        problems: of a model's layers.
+        device: whose code is made.
+        static: as `launch_jobs` has it.
     """
-    jobs = launch_jobs(problems, device)
+    jobs = launch_jobs(problems, device, static)
     for job in jobs:
         _compile(job, device)
     return len(jobs)
 
 
-def launch_jobs(problems: Sequence[KernelProblem], device: Device) -> list[Job]:
-    """What launches of a model's `problems` take: tuned or default, with a bias and without."""
+def launch_jobs(
+    problems: Sequence[KernelProblem], device: Device, static: bool = False
+) -> list[Job]:
+    """What launches of a model's `problems` take: tuned or default, with a bias and without.
+
+    Args:
+        problems: of a model's layers.
+        device: whose tuned configurations count.
+        static: whether the model's activations have static scales, with which quantize,
+            rmsnorm_quantize and silu_mul_quantize run other code; other kernels take none.
+    """
     every = launched_problems(problems)
     launches = ((problem, launch_config(problem, device)) for problem in every)
-    return distinct_jobs(launches, biased=True)
+    return distinct_jobs(launches, biased=True, static=static)
 
 
 def launch_config(problem: KernelProblem, device: Device) -> Config:
@@ -103,19 +119,21 @@ def launch_config(problem: KernelProblem, device: Device) -> Config:
 
 
 def distinct_jobs(
-    launches: Iterable[tuple[KernelProblem, Config]], biased: bool = False
+    launches: Iterable[tuple[KernelProblem, Config]], biased: bool = False, static: bool = False
 ) -> list[Job]:
     """The codes that launches take, without repetitions: of M only the width of offsets matters.
 
     Args:
         launches: problems with their configurations.
         biased: whether kernels that can add a bias are listed with one, too.
+        static: whether kernels that can take a given scale are listed with one, and only so.
     """
     jobs: dict[Job, None] = {}
     for problem, config in launches:
         few = replace(problem, m=FEW_ROWS)
         for bias in (False, True) if biased and problem.op.dequantizes else (False,):
-            jobs[Job(few, config, problem.passes_int32, bias)] = None
+            given = static and not problem.op.dequantizes
+            jobs[Job(few, config, problem.passes_int32, bias, given)] = None
     return list(jobs)
 
 
@@ -260,6 +278,6 @@ def _compile(job: Job, device: Device) -> None:
     where = torch.device(str(device)) if device.is_gpu else torch.device("cpu")
     with torch.cuda.device(device.index) if device.is_gpu else nullcontext():
         case = Case(job.problem, where, 0, 0)
-        case.run(job.config, 0, job.wide, job.bias)
+        case.run(job.config, 0, job.wide, job.bias, job.static)
         if device.is_gpu:
             torch.cuda.synchronize()

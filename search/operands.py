@@ -63,7 +63,7 @@ def quantise(x: torch.Tensor, dtype: DType, per_row: bool) -> tuple[torch.Tensor
     if per_row:
         return reference.quantize(x, TORCH_DTYPES[dtype])
     scale = (x.abs().amax().float() / TOP[dtype]).clamp_min(SMALLEST_SCALE).reshape(1)
-    q, _ = reference.quantize(x, TORCH_DTYPES[dtype], scale=scale)
+    q, _ = reference.quantize(x, TORCH_DTYPES[dtype], static_scale=scale)
     return q, scale
 
 

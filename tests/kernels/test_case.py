@@ -12,7 +12,7 @@ import torch
 from slidesparse.kernel_problem import KernelProblem, Op
 from slidesparse.kernels import case as case_module
 from slidesparse.kernels import reference
-from slidesparse.kernels.case import NAN_CODE, Case, codes, compare
+from slidesparse.kernels.case import GIVEN_SCALE, NAN_CODE, Case, codes, compare
 from slidesparse.kernels.config import default_config
 from slidesparse.pattern import DENSE, Pattern
 from slidesparse.problem import DType
@@ -68,6 +68,15 @@ def test_bytes_of_dequantize(residual: bool, seed: int) -> None:
 def test_the_default_configuration_is_right(op: Op, dtype: DType, pattern: str, seed: int) -> None:
     case = Case(problem(op, pattern, dtype, m=3), CPU, seed, 0)
     assert case.wrong(usual(case)) is None
+
+
+@pytest.mark.parametrize("op", [Op.QUANTIZE, Op.RMSNORM_QUANTIZE, Op.SILU_MUL_QUANTIZE], ids=str)
+def test_rows_run_under_a_given_scale_too(op: Op, seed: int) -> None:
+    case = Case(problem(op, m=3), CPU, seed, 0)
+    case.run(usual(case), 0, static=True)
+    scale = case.sets[0].scale
+    assert scale is not None
+    assert torch.equal(scale, torch.full((3,), GIVEN_SCALE))
 
 
 def test_operands_depend_on_the_seed_alone(seed: int) -> None:

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slidesparse.errors import KernelError, PatternError
+from slidesparse.kernels import quant as module
 from slidesparse.kernels import quantize, reference
-from slidesparse.kernels.quant import quantize_op
+from slidesparse.kernels.quant import quantize_op, quantize_rows
 from slidesparse.pattern import Pattern
 from slidesparse.slide import lift, prune_magnitude, slide
 
@@ -29,7 +30,7 @@ def assert_oracle(x, dtype, pattern, scale=None):
     given_scale = None if scale is None else np.float32(scale.item())
     want = oracle.quantized(x.float().numpy(), dtype is INT8, pattern.block, given_scale)
     for q, scales in (
-        quantize(x, dtype, pattern, scale=scale),
+        quantize(x, dtype, pattern, static_scale=scale),
         reference.quantize(x, dtype, pattern, scale),
     ):
         assert q.dtype is dtype
@@ -84,7 +85,7 @@ def test_every_fp8_code_survives():
     finite = [code for code in range(256) if code & 0x7F != oracle.FP8_NAN]
     x = torch.tensor(oracle.FP8_VALUES[finite], dtype=torch.float32)[None]
     for scale in (None, torch.ones(1)):
-        q, scales = quantize(x, FP8, scale=scale)
+        q, scales = quantize(x, FP8, static_scale=scale)
         assert scales.item() == 1.0
         assert q.view(torch.uint8)[0].tolist() == finite
 
@@ -161,12 +162,63 @@ def test_a_static_scale_saturates(dtype, value, seed):
         assert_oracle(x, dtype, SIX_EIGHT, torch.tensor([value]))
 
 
+@pytest.mark.parametrize("scale", [0.0371, 3.0, 1.2345e-5, 2.0**-126, 7e30])
+@pytest.mark.parametrize("source", [torch.float32, torch.bfloat16], ids=checks.short)
+def test_int8_divides_by_a_static_scale(scale, source):
+    """Multiples of half a scale and their neighbours: a product with the inverse misses some."""
+    x = (np.arange(-260, 261) * np.float64(0.5) * scale).astype(np.float32)
+    rows = np.stack([x, np.nextafter(x, np.float32(INF)), np.nextafter(x, np.float32(-INF))])
+    assert_oracle(torch.from_numpy(rows).to(source), INT8, SIX_EIGHT, torch.tensor([scale]))
+
+
+@each_dtype
+@pytest.mark.parametrize("value", [0.0, 1e-40, NAN, INF])
+@pytest.mark.parametrize("text", ["dense", "6:8"])
+def test_a_static_scale_that_nobody_should_give(dtype, value, text, seed):
+    """It is what the formula makes of it; under zero, zeros and padding stay what they are."""
+    x = checks.draw(2, 21, torch.float32, seed)
+    x[0, 3:7] = torch.tensor([0.0, INF, -INF, NAN])
+    pattern, scale = Pattern.parse(text), torch.tensor([value])
+    assert_oracle(x, dtype, pattern, scale)
+    q, made = quantize(x, dtype, pattern, static_scale=scale)
+    np.testing.assert_array_equal(made.numpy(), np.full(2, value, np.float32))
+    if np.isnan(value):
+        assert checks.is_nan(q).all() if dtype is FP8 else not q.any()
+    if value == 0:
+        ends = {-448.0, 448.0} if dtype is FP8 else {-128.0, 127.0}
+        assert set(q[1].float().tolist()) == (ends if pattern.dense else ends | {0.0})
+
+
+def test_a_static_scale_may_be_any_one_value_of_a_tensor():
+    """Of no dimension, of one or two, and where no address is a multiple of 16."""
+    x, scales = torch.tensor([[1.0, 2.0, -3.0]]), torch.tensor([9.0, 0.5, 9.0])
+    for scale in (scales[1], scales[1:2], scales[1:2, None]):
+        q, made = quantize(x, INT8, static_scale=scale)
+        assert q.tolist() == [[2, 4, -6]]
+        assert made.tolist() == [0.5]
+
+
+@each_dtype
+@pytest.mark.parametrize("interpreted", [True, False])
+def test_rows_without_an_operator_around_them(dtype, interpreted, monkeypatch, seed):
+    """Through the kernel and, where there is none, through the reference."""
+    monkeypatch.setattr(module, "runs_triton", lambda x: interpreted)
+    x = checks.draw(3, 50, torch.bfloat16, seed)
+    for scale in (None, torch.tensor([0.02])):
+        made = quantize_rows(x, dtype, SIX_EIGHT, scale)
+        want = reference.quantize(x, dtype, SIX_EIGHT, scale)
+        for a, b in zip(made, want, strict=True):
+            checks.assert_same_bits(a, b)
+        none = quantize_rows(x[:0], dtype, SIX_EIGHT, scale)
+        assert [tuple(each.shape) for each in none] == [(0, made[0].shape[1]), (0,)]
+
+
 def test_a_static_scale_reaches_the_ends():
     x = torch.tensor([[-INF, -129.0, -128.4, -127.5, 126.5, 127.4, 500.0, NAN]])
-    q, scale = quantize(x, INT8, scale=torch.ones(1))
+    q, scale = quantize(x, INT8, static_scale=torch.ones(1))
     assert q[0].tolist() == [-128, -128, -128, -128, 126, 127, 127, 0]
     assert scale.tolist() == [1.0]
-    q, _ = quantize(x * 4, FP8, scale=torch.ones(1))
+    q, _ = quantize(x * 4, FP8, static_scale=torch.ones(1))
     assert q[0].float()[[0, 1, 6]].tolist() == [-448.0, -448.0, 448.0]
     assert checks.is_nan(q)[0].tolist() == [False] * 7 + [True]
 
@@ -242,12 +294,19 @@ WRONG = {
     "the output scale is torch.float16; float32 is needed": (
         lambda: quantize(X, out=(made((4, 16)), S.half()))
     ),
-    "scale has shape (2,); 1 consecutive values are needed": (
-        lambda: quantize(X, scale=torch.ones(2))
+    "static_scale has shape (2,); 1 consecutive values are needed": (
+        lambda: quantize(X, static_scale=torch.ones(2))
     ),
-    "scale is torch.float64; float32 is needed": (
-        lambda: quantize(X, scale=torch.ones(1, dtype=torch.float64))
+    "static_scale is torch.float64; float32 is needed": (
+        lambda: quantize(X, static_scale=torch.ones(1, dtype=torch.float64))
     ),
+    "static_scale has shape (4,); 1 consecutive values": (
+        lambda: quantize(X, static_scale=torch.ones(4), out=(made((4, 16)), S))
+    ),
+    "static_scale is on meta and the rows are on cpu": (
+        lambda: quantize_rows(X, FP8, SIX_EIGHT, torch.ones(1, device="meta"))
+    ),
+    "x has 1 dimensions (16,); reshape": lambda: quantize_rows(X[0], FP8, SIX_EIGHT),
 }
 
 

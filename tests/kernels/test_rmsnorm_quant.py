@@ -11,6 +11,8 @@ from kernel_variants import BY_NAME
 
 from slidesparse.errors import KernelError
 from slidesparse.kernels import reference, rmsnorm_quantize
+from slidesparse.kernels import rmsnorm_quant as module
+from slidesparse.kernels.rmsnorm_quant import rmsnorm_quantize_rows
 from slidesparse.pattern import DENSE, Pattern
 
 FP8, INT8 = checks.QUANTISED
@@ -98,6 +100,68 @@ def test_special_rows_beside_ordinary_ones(dtype, pattern):
     assert torch.equal(q[5].view(torch.uint8), one[0][0].view(torch.uint8))
 
 
+@each_dtype
+@pytest.mark.parametrize("value", [0.5, 0.001, 1e-5])
+def test_a_static_scale_saturates_the_truth(dtype, value, seed):
+    """Of most values in range, of some and of none; every row has the scale that was given."""
+    t = BY_NAME["rmsnorm"].draw(3, 83, torch.float32, seed)
+    truth = oracle.rmsnorm(t["x"].double().numpy(), t["weight"].double().numpy(), EPS)
+    given = torch.tensor([value])
+    codes, scales = oracle.quantized(
+        truth.astype(np.float32), dtype is INT8, 8, np.float32(given.item())
+    )
+    q, scale, _ = rmsnorm_quantize(t["x"], t["weight"], EPS, dtype, SIX_EIGHT, static_scale=given)
+    checks.assert_close_codes(q, torch.from_numpy(codes).view(dtype))
+    np.testing.assert_array_equal(scale.numpy(), scales)
+    top = 448.0 if dtype is FP8 else 127.0
+    share = float((q.float().abs() >= top).float().mean())
+    assert share == 0 if value == 0.5 else share > 0.1
+
+
+@each_dtype
+@pytest.mark.parametrize("value", [0.02, 0.0, float("nan")])
+def test_special_rows_under_a_static_scale(dtype, value):
+    """A row with NaN is NaN in FP8 and zero in INT8; no row spoils its neighbour."""
+    x = torch.ones(4, 21)
+    x[1, 20] = float("nan")
+    x[2, 0] = float("inf")
+    x[3] = 0.0
+    scale = torch.tensor([value])
+    q, made, _ = rmsnorm_quantize(x, torch.ones(21), EPS, dtype, static_scale=scale)
+    want = reference.rmsnorm_quantize(x, torch.ones(21), EPS, dtype, static_scale=scale)
+    checks.assert_close_codes(q, want[0])
+    np.testing.assert_array_equal(made.numpy(), np.full(4, value, np.float32))
+    if dtype is FP8:
+        assert checks.is_nan(q)[1].all()
+        assert checks.is_nan(q)[2, 0]
+        assert checks.is_nan(q)[0].any() == bool(np.isnan(value))
+    else:
+        assert not q[1].any()
+        assert q[0].any() != bool(np.isnan(value))
+
+
+@each_dtype
+@pytest.mark.parametrize("interpreted", [True, False])
+def test_rows_without_an_operator_around_them(dtype, interpreted, monkeypatch, seed):
+    """Through the kernel and, where there is none, through the reference."""
+    monkeypatch.setattr(module, "runs_triton", lambda x: interpreted)
+    t = BY_NAME["add_rmsnorm"].draw(3, 50, torch.bfloat16, seed)
+    x, weight, before = t["x"], t["weight"], t["residual"].clone()
+    for residual in (None, t["residual"]):
+        for scale in (None, torch.tensor([0.02])):
+            made = rmsnorm_quantize_rows(x, weight, EPS, dtype, SIX_EIGHT, residual, scale)
+            want = reference.rmsnorm_quantize(x, weight, EPS, dtype, SIX_EIGHT, residual, scale)
+            checks.assert_close_codes(made[0], want[0])
+            checks.assert_close_scales(made[1], want[1])
+            if residual is None:
+                assert made[2] is None
+            else:
+                checks.assert_same_bits(made[2], want[2])
+    assert torch.equal(t["residual"], before)
+    none = rmsnorm_quantize_rows(x[:0], weight, EPS, dtype, SIX_EIGHT, before[:0])
+    assert [tuple(each.shape) for each in none] == [(0, made[0].shape[1]), (0,), (0, 50)]
+
+
 def test_eps_counts():
     x = torch.full((1, 16), 1e-3)
     scales = [rmsnorm_quantize(x, torch.ones(16), eps, INT8)[1].item() for eps in (0.0, 1.0)]
@@ -137,6 +201,23 @@ WRONG = {
         lambda: rmsnorm_quantize(
             X, W, EPS, FP8, SIX_EIGHT, out=(torch.empty(4, 33, dtype=FP8)[:, :32], S)
         )
+    ),
+    "static_scale has shape (4,); 1 consecutive values are needed": (
+        lambda: rmsnorm_quantize(X, W, EPS, static_scale=torch.ones(4))
+    ),
+    "static_scale is torch.bfloat16; float32 is needed": (
+        lambda: rmsnorm_quantize(X, W, EPS, residual=X, static_scale=torch.ones(1).bfloat16())
+    ),
+    "static_scale has shape (0,); 1 consecutive": (
+        lambda: rmsnorm_quantize(X, W, EPS, static_scale=torch.empty(0), out=(Q, S))
+    ),
+    "static_scale has shape (3,); 1 consecutive": (
+        lambda: rmsnorm_quantize(
+            X, W, EPS, residual=X.clone(), static_scale=torch.ones(3), out=(Q, S)
+        )
+    ),
+    "static_scale is on meta and the rows are on cpu": (
+        lambda: rmsnorm_quantize_rows(X, W, EPS, FP8, DENSE, None, torch.ones(1, device="meta"))
     ),
     "the output scale has shape (5,); 4 consecutive": (
         lambda: rmsnorm_quantize(X, W, EPS, out=(Q, torch.empty(5)))

@@ -25,4 +25,4 @@ def test_every_kernel_compiles_without_a_gpu(sm: int, root: Path, tmp_path: Path
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout == f"14 kernels compiled for sm_{sm}\n"
+    assert done.stdout == f"18 kernels compiled for sm_{sm}\n"

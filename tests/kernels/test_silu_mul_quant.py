@@ -10,6 +10,8 @@ import torch
 
 from slidesparse.errors import KernelError
 from slidesparse.kernels import reference, silu_mul_quantize
+from slidesparse.kernels import silu_mul_quant as module
+from slidesparse.kernels.silu_mul_quant import silu_mul_quantize_rows
 from slidesparse.pattern import DENSE, Pattern
 
 FP8, INT8 = checks.QUANTISED
@@ -83,6 +85,58 @@ def test_special_rows_beside_ordinary_ones(dtype, pattern):
         assert not q[1:5].any()
 
 
+@each_dtype
+@pytest.mark.parametrize("value", [0.5, 0.001, 1e-5])
+def test_a_static_scale_saturates_the_truth(dtype, value, seed):
+    """Of most values in range, of some and of none; every row has the scale that was given."""
+    x = checks.draw(3, 166, torch.float32, seed)
+    truth = oracle.silu_mul(x.double().numpy()).astype(np.float32)
+    given = torch.tensor([value])
+    codes, scales = oracle.quantized(truth, dtype is INT8, 8, np.float32(given.item()))
+    q, scale = silu_mul_quantize(x, dtype, SIX_EIGHT, static_scale=given)
+    checks.assert_close_codes(q, torch.from_numpy(codes).view(dtype))
+    np.testing.assert_array_equal(scale.numpy(), scales)
+    top = 448.0 if dtype is FP8 else 127.0
+    share = float((q.float().abs() >= top).float().mean())
+    assert share == 0 if value == 0.5 else share > 0.05
+
+
+@each_dtype
+@pytest.mark.parametrize("value", [0.02, 0.0, float("nan")])
+@pytest.mark.parametrize("pattern", [DENSE, SIX_EIGHT], ids=str)
+def test_special_rows_under_a_static_scale(dtype, value, pattern):
+    """One value that is NaN spoils no other; what overflows saturates."""
+    x = torch.ones(4, 42)
+    x[0] = 0.0
+    x[1, 20] = float("nan")
+    x[2, 41] = float("inf")
+    scale = torch.tensor([value])
+    q, made = silu_mul_quantize(x, dtype, pattern, static_scale=scale)
+    want = reference.silu_mul_quantize(x, dtype, pattern, scale)
+    checks.assert_close_codes(q, want[0])
+    np.testing.assert_array_equal(made.numpy(), np.full(4, value, np.float32))
+    if not np.isnan(value) and pattern.dense:
+        top = 448.0 if dtype is FP8 else 127.0
+        assert not q[0].float().any()
+        assert q[2, 20].float() == top
+        assert checks.is_nan(q)[1].tolist() == [False] * 20 + [dtype is FP8]
+
+
+@each_dtype
+@pytest.mark.parametrize("interpreted", [True, False])
+def test_rows_without_an_operator_around_them(dtype, interpreted, monkeypatch, seed):
+    """Through the kernel and, where there is none, through the reference."""
+    monkeypatch.setattr(module, "runs_triton", lambda x: interpreted)
+    x = checks.draw(3, 100, torch.bfloat16, seed)
+    for scale in (None, torch.tensor([0.02])):
+        made = silu_mul_quantize_rows(x, dtype, SIX_EIGHT, scale)
+        want = reference.silu_mul_quantize(x, dtype, SIX_EIGHT, scale)
+        checks.assert_close_codes(made[0], want[0])
+        checks.assert_close_scales(made[1], want[1])
+    none = silu_mul_quantize_rows(x[:0], dtype, SIX_EIGHT)
+    assert [tuple(each.shape) for each in none] == [(0, made[0].shape[1]), (0,)]
+
+
 X, S = torch.ones(4, 32), torch.empty(4)
 Q = torch.empty(4, 16, dtype=FP8)
 WRONG = {
@@ -102,6 +156,16 @@ WRONG = {
     "pattern 6:8 needs multiples of 2": (
         lambda: silu_mul_quantize(X, FP8, SIX_EIGHT, out=(torch.empty(4, 33, dtype=FP8)[:, :32], S))
     ),
+    "static_scale has shape (2,); 1 consecutive values are needed": (
+        lambda: silu_mul_quantize(X, static_scale=torch.ones(2))
+    ),
+    "static_scale is torch.float64; float32 is needed": (
+        lambda: silu_mul_quantize(X, static_scale=torch.ones(1).double(), out=(Q, S))
+    ),
+    "static_scale is on meta and the rows are on cpu": (
+        lambda: silu_mul_quantize_rows(X, FP8, DENSE, torch.ones(1, device="meta"))
+    ),
+    "gate_up has 3 dimensions (1, 4, 32)": lambda: silu_mul_quantize_rows(X[None], FP8, DENSE),
     "the output scale has shape (2,)": lambda: silu_mul_quantize(X, out=(Q, S[:2])),
 }
 

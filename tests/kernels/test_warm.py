@@ -79,6 +79,18 @@ def test_a_bias_is_a_job_of_its_own_where_something_is_scaled_back() -> None:
     ]
 
 
+def test_a_static_scale_is_other_code_where_the_kernel_takes_one() -> None:
+    every = [(problem(2, op=op), CONFIG) for op in Op]
+    jobs = distinct_jobs(every, static=True)
+    assert {job.problem.op for job in jobs if job.static} == {
+        Op.QUANTIZE,
+        Op.RMSNORM_QUANTIZE,
+        Op.SILU_MUL_QUANTIZE,
+    }
+    assert len(jobs) == len(Op)
+    assert not any(job.static for job in distinct_jobs(every))
+
+
 @pytest.mark.parametrize(
     ("op", "width"),
     [

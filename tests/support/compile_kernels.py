@@ -29,8 +29,8 @@ TYPES = {
     "overfull_ptr": "*i32",
 }
 
-SCALED_BACK = {"BIAS": True, "RESIDUAL": True, "DEQUANT": True}
-PLAIN = {"BIAS": False, "RESIDUAL": False, "DEQUANT": False}
+SCALED_BACK = {"BIAS": True, "RESIDUAL": True, "DEQUANT": True, "STATIC": False}
+PLAIN = {"BIAS": False, "RESIDUAL": False, "DEQUANT": False, "STATIC": False}
 ROWS = [
     (quantize_kernel, {"STATIC": False}),
     (quantize_kernel, {"STATIC": True}),
@@ -38,6 +38,8 @@ ROWS = [
     (rmsnorm_quantize_kernel, SCALED_BACK),
     (silu_mul_quantize_kernel, PLAIN),
     (silu_mul_quantize_kernel, SCALED_BACK),
+    (rmsnorm_quantize_kernel, {**PLAIN, "STATIC": True}),
+    (silu_mul_quantize_kernel, {**PLAIN, "STATIC": True}),
 ]
 
 

@@ -67,19 +67,27 @@ def quantized(
 ) -> tuple[Bytes, npt.NDArray[np.float32]]:
     """Rows [M, K] as the bytes [M, K'] and scales [M] that quantize documents; one NaN is 0x7F."""
     assert x.dtype == np.float32
-    scales, inverse = _scales(x, int8, scale)
+    if scale is not None:
+        return lifted(*_by_given(x, int8, block, scale)), np.full(x.shape[0], scale, np.float32)
+    scales, inverse = _scales(x, int8)
     if int8:
-        rounded = np.rint(x * inverse[:, None])
-        if scale is not None:
-            codes = np.nan_to_num(np.clip(rounded, -128, 127), nan=0.0)
-        else:
-            codes = np.where(np.isfinite(scales)[:, None], rounded, 0.0)
+        codes = np.where(np.isfinite(scales)[:, None], np.rint(x * inverse[:, None]), 0.0)
         return lifted(codes.astype(np.int8).view(np.uint8), block), scales
     codes = nearest_fp8(x / scales[:, None])
     finite = np.isfinite(scales)
-    if scale is None:
-        codes[~finite] = FP8_NAN
+    codes[~finite] = FP8_NAN
     return lifted(one_nan(codes), block, np.where(finite, 0, FP8_NAN)), scales
+
+
+def _by_given(
+    x: npt.NDArray[np.float32], int8: bool, block: int, scale: np.float32
+) -> tuple[Bytes, int, int]:
+    """The codes, the block and the padding of rows under a given scale, as vLLM has them."""
+    if int8:
+        codes = np.nan_to_num(np.clip(np.rint(x / scale), -128, 127), nan=0.0)
+        return codes.astype(np.int8).view(np.uint8), block, 0
+    inverse = np.minimum(np.float32(1) / scale, np.finfo(np.float32).max)
+    return one_nan(nearest_fp8(x * inverse)), block, FP8_NAN if np.isnan(scale) else 0
 
 
 def one_nan(codes: Bytes) -> Bytes:
@@ -88,12 +96,9 @@ def one_nan(codes: Bytes) -> Bytes:
 
 
 def _scales(
-    x: npt.NDArray[np.float32], int8: bool, given: np.float32 | None
+    x: npt.NDArray[np.float32], int8: bool
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     one = np.float32(1)
-    if given is not None:
-        scales = np.full(x.shape[0], given, np.float32)
-        return scales, one / scales
     largest = np.abs(x).max(axis=1)
     if not int8:
         scales = np.maximum(largest / np.float32(448), FP8_SMALLEST_SCALE)

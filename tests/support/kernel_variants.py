@@ -38,7 +38,7 @@ class Variant:
     Args:
         name: of the test.
         op: what is done.
-        operands: beside the rows: "weight", "residual", "bias", "scale".
+        operands: beside the rows: "weight", "residual", "bias", "static_scale".
     """
 
     name: str
@@ -89,7 +89,7 @@ class Variant:
             "weight": lambda: checks.draw(1, k, kept, seed + 2, device).reshape(k),
             "bias": lambda: checks.draw(1, width, kept, seed + 3, device).reshape(width),
             "residual": lambda: checks.draw(m, k, kept, seed + 4, device, 2 * gap),
-            "scale": lambda: torch.full((1,), 0.01, device=device),
+            "static_scale": lambda: torch.full((1,), 0.005 * (1 + seed % 3), device=device),
         }
         return made | {name: makers[name]() for name in self.operands}
 
@@ -145,14 +145,14 @@ class Variant:
         scaled = None
         if self.op.dequantizes:
             scaled = Scaled(t["row_scale"], t["column_scale"], t.get("bias"))
-        residual = t.get("residual")
+        residual, static = t.get("residual"), t.get("static_scale")
         if self.op is Op.DEQUANTIZE:
             assert scaled is not None
             launch_dequantize(x, scaled, residual, outs[0], config, wide)
         elif self.op is Op.QUANTIZE:
-            launch_quantize(x, outs[0], outs[1], t.get("scale"), pattern, config, wide)
+            launch_quantize(x, outs[0], outs[1], static, pattern, config, wide)
         elif self.halves:
-            launch_silu_mul_quantize(x, outs[0], outs[1], pattern, config, scaled, wide)
+            launch_silu_mul_quantize(x, outs[0], outs[1], pattern, config, scaled, wide, static)
         else:
             hidden = outs[2] if len(outs) > 2 else None
             launch_rmsnorm_quantize(
@@ -167,6 +167,7 @@ class Variant:
                 hidden,
                 scaled,
                 wide,
+                static,
             )
 
     def reference(self, t: Tensors, dtype: torch.dtype, pattern: Pattern) -> Outputs:
@@ -250,10 +251,13 @@ def _op(name: str) -> torch._ops.OpOverload:
 
 VARIANTS = [
     Variant("quantize", Op.QUANTIZE),
-    Variant("quantize_static", Op.QUANTIZE, ("scale",)),
+    Variant("quantize_static", Op.QUANTIZE, ("static_scale",)),
     Variant("rmsnorm", Op.RMSNORM_QUANTIZE, ("weight",)),
+    Variant("rmsnorm_static", Op.RMSNORM_QUANTIZE, ("weight", "static_scale")),
     Variant("add_rmsnorm", Op.RMSNORM_QUANTIZE, ("weight", "residual")),
+    Variant("add_rmsnorm_static", Op.RMSNORM_QUANTIZE, ("weight", "residual", "static_scale")),
     Variant("silu_mul", Op.SILU_MUL_QUANTIZE),
+    Variant("silu_mul_static", Op.SILU_MUL_QUANTIZE, ("static_scale",)),
     Variant("dequantize", Op.DEQUANTIZE),
     Variant("dequantize_all", Op.DEQUANTIZE, ("bias", "residual")),
     Variant("dequant_rmsnorm", Op.DEQUANT_RMSNORM_QUANTIZE, ("weight",)),

@@ -24,6 +24,13 @@ WIDTHS = [64, 576, 3584, 3588, 18944]
 CUDA = "cuda:0"
 each_variant = pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: v.name)
 RUNS = 50
+EVERY_PATTERN = (
+    "add_rmsnorm",
+    "add_rmsnorm_static",
+    "silu_mul",
+    "silu_mul_static",
+    "dequant_silu_mul",
+)
 
 
 def pattern_for(variant, pattern):
@@ -63,7 +70,7 @@ def test_every_pattern(seed):
             "seed": seed,
             "device": CUDA,
         }
-        for i, name in enumerate(("add_rmsnorm", "silu_mul", "dequant_silu_mul"))
+        for i, name in enumerate(EVERY_PATTERN)
         for j, pattern in enumerate(checks.PATTERNS)
     )
 

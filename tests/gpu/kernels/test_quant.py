@@ -49,7 +49,7 @@ def assert_oracle(x, dtype, pattern, scale=None):
     with np.errstate(all="ignore"):
         want = oracle.quantized(x.float().numpy(), dtype is INT8, pattern.block, given)
     on_gpu = None if scale is None else torch.tensor([scale], device=CUDA)
-    q, scales = quantize(x.to(CUDA), dtype, pattern, scale=on_gpu)
+    q, scales = quantize(x.to(CUDA), dtype, pattern, static_scale=on_gpu)
     np.testing.assert_array_equal(scales.cpu().numpy(), want[1])
     codes = q.view(torch.uint8).cpu().numpy()
     np.testing.assert_array_equal(oracle.one_nan(codes) if dtype is FP8 else codes, want[0])
@@ -74,6 +74,43 @@ def test_int8_ties_go_to_even():
     assert_oracle(torch.cat([x * 2.0**power for power in range(-30, 30)]), INT8, DENSE)
 
 
+@pytest.mark.parametrize("source", [torch.float32, torch.bfloat16], ids=checks.short)
+def test_int8_divides_by_a_static_scale(source):
+    """Multiples of half a scale and their neighbours: a product with the inverse misses some."""
+    for scale in (*np.random.default_rng(0).uniform(1e-5, 1, 50).astype(np.float32), 2.0**-126):
+        x = (np.arange(-260, 261) * np.float64(0.5) * np.float64(scale)).astype(np.float32)
+        beside = [np.nextafter(x, np.float32(side)) for side in (INF, -INF)]
+        rows = torch.from_numpy(np.stack([x, *beside])).to(source)
+        assert_oracle(rows, INT8, SIX_EIGHT, float(scale))
+
+
+def test_a_static_scale_reaches_the_ends():
+    x = torch.tensor([[-INF, -3e38, -129.0, -128.4, -127.5, 126.5, 127.4, 500.0, INF, NAN]])
+    one = torch.ones(1, device=CUDA)
+    q, _ = quantize(x.to(CUDA), INT8, static_scale=one)
+    assert q[0].tolist() == [-128, -128, -128, -128, -128, 126, 127, 127, 127, 0]
+    q, _ = quantize(4 * x.to(CUDA), FP8, static_scale=one)
+    ends = q[0].float()[[0, 1, 2, 7, 8]]
+    assert ends.tolist() == [-448.0, -448.0, -448.0, 448.0, 448.0]
+    assert checks.is_nan(q)[0].tolist() == [False] * 9 + [True]
+
+
+@each_dtype
+def test_a_static_scale_is_read_when_the_kernel_runs(dtype, seed):
+    """A replayed graph sees another value in the same place, without a host that waits for it."""
+    x = checks.draw(129, 576, torch.bfloat16, seed, CUDA)
+    scale = torch.full((1,), 0.02, device=CUDA)
+    quantize(x, dtype, SIX_EIGHT, static_scale=scale)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        made = quantize(x, dtype, SIX_EIGHT, static_scale=scale)
+    for value in (0.01, 0.5):
+        scale.fill_(value)
+        graph.replay()
+        for a, b in zip(made, reference.quantize(x, dtype, SIX_EIGHT, scale), strict=True):
+            checks.assert_same_bits(a, b)
+
+
 @each_dtype
 @pytest.mark.parametrize("pattern", [DENSE, SIX_EIGHT], ids=str)
 def test_special_rows(dtype, pattern):
@@ -94,6 +131,9 @@ def test_special_rows(dtype, pattern):
     assert_oracle(x, dtype, pattern)
     for scale in (1.0, 0.02, 1e30, 2.0**-126):
         assert_oracle(x, dtype, pattern, scale)
+    # A zero scale makes infinity of any quotient; ours of tiny values stays finite.
+    for scale in (0.0, NAN, INF):
+        assert_oracle(x[[0, 1, 2, 6, 7, 8, 9]], dtype, pattern, scale)
 
 
 @each_dtype
@@ -142,6 +182,22 @@ def test_the_same_as_vllm_for_finite_rows(k, source, seed):
     q, scale = quantize(x, INT8)
     checks.assert_same_bits(scale, their_scale.reshape(-1))
     checks.assert_same_bits(q, theirs)
+
+
+@pytest.mark.parametrize("k", [576, 3584, 18944])
+@pytest.mark.parametrize("source", [torch.bfloat16, torch.float16], ids=checks.short)
+def test_the_same_as_vllm_under_a_static_scale(k, source, seed):
+    """Bytes are vLLM's, infinity included; NaN is not compared: FP8 keeps it, vLLM does not."""
+    ops = pytest.importorskip("vllm._custom_ops", reason="vLLM is not installed")
+    x = checks.draw(129, k, source, seed, CUDA)
+    x[3, :2] = torch.tensor([INF, -INF])
+    for value in (0.0371, 0.004, 1.0):
+        scale = torch.full((1,), value, device=CUDA)
+        q, made = quantize(x, FP8, static_scale=scale)
+        checks.assert_same_bits(q, ops.scaled_fp8_quant(x, scale)[0])
+        assert made.tolist() == [scale.item()] * 129
+        q, _ = quantize(x, INT8, static_scale=scale)
+        checks.assert_same_bits(q, ops.scaled_int8_quant(x, scale)[0])
 
 
 def test_a_row_of_zeros_is_vllm_s_too():

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import kernel_checks as checks
 import kernel_oracle as oracle
+import numpy as np
 import pytest
 import torch
 from kernel_variants import BY_NAME
 
 from slidesparse.kernels import reference, rmsnorm_quantize
+from slidesparse.kernels.rmsnorm_quant import rmsnorm_quantize_rows
 from slidesparse.pattern import DENSE, Pattern
 
 CUDA = "cuda:0"
@@ -60,3 +62,39 @@ def test_the_residual_is_updated_in_place(seed):
     rmsnorm_quantize(t["x"], t["weight"], EPS, FP8, residual=t["residual"], out=out)
     for a, b in zip((*out, t["residual"]), want, strict=True):
         checks.assert_same_bits(a, b)
+
+
+@each_dtype
+@pytest.mark.parametrize("value", [0.5, 0.001])
+def test_a_static_scale_saturates_the_truth(dtype, value, seed):
+    """Every row has the scale that was given, and values beyond it are the largest."""
+    t = BY_NAME["add_rmsnorm"].draw(129, 3584, torch.bfloat16, seed, CUDA)
+    given = torch.full((1,), value, device=CUDA)
+    q, scale, hidden = rmsnorm_quantize(
+        t["x"], t["weight"], EPS, dtype, SIX_EIGHT, residual=t["residual"], static_scale=given
+    )
+    checks.assert_same_bits(hidden, t["x"] + t["residual"])
+    truth = oracle.rmsnorm(hidden.cpu().double().numpy(), t["weight"].cpu().double().numpy(), EPS)
+    codes, scales = oracle.quantized(
+        truth.astype(np.float32), dtype is INT8, 8, np.float32(given.item())
+    )
+    checks.assert_close_codes(q.cpu(), torch.from_numpy(codes).view(dtype))
+    np.testing.assert_array_equal(scale.cpu().numpy(), scales)
+    top = 448.0 if dtype is FP8 else 127.0
+    assert (float((q.float().abs() >= top).float().mean()) > 0.1) == (value < 0.5)
+
+
+@each_dtype
+@pytest.mark.parametrize("residual", [False, True])
+def test_rows_without_an_operator_around_them(dtype, residual, seed):
+    """What the operators give, to the bit: they are these and a dispatch."""
+    t = BY_NAME["add_rmsnorm"].draw(129, 3584, torch.bfloat16, seed, CUDA)
+    added = t["residual"] if residual else None
+    for given in (None, torch.full((1,), 0.02, device=CUDA)):
+        made = rmsnorm_quantize_rows(t["x"], t["weight"], EPS, dtype, SIX_EIGHT, added, given)
+        want = rmsnorm_quantize(
+            t["x"], t["weight"], EPS, dtype, SIX_EIGHT, residual=added, static_scale=given
+        )
+        assert (made[2] is None) == (added is None)
+        for a, b in zip(made[: 2 + residual], want, strict=False):
+            checks.assert_same_bits(a, b)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from slidesparse.kernels import reference, silu_mul_quantize
+from slidesparse.kernels.silu_mul_quant import silu_mul_quantize_rows
 from slidesparse.pattern import DENSE, Pattern
 
 CUDA = "cuda:0"
@@ -70,3 +71,29 @@ def test_special_rows_beside_ordinary_ones(dtype, pattern):
     checks.assert_close_codes(q, want[0])
     checks.assert_close_scales(scale, want[1])
     assert scale.isfinite().tolist() == [True, False, False, False, False, True]
+
+
+@each_dtype
+@pytest.mark.parametrize("value", [0.5, 0.001])
+def test_a_static_scale_saturates_the_truth(dtype, value, seed):
+    """Every row has the scale that was given, and values beyond it are the largest."""
+    x = checks.draw(129, 7168, torch.bfloat16, seed, CUDA)
+    given = torch.full((1,), value, device=CUDA)
+    q, scale = silu_mul_quantize(x, dtype, SIX_EIGHT, static_scale=given)
+    truth = oracle.silu_mul(x.cpu().double().numpy()).astype(np.float32)
+    codes, scales = oracle.quantized(truth, dtype is INT8, 8, np.float32(given.item()))
+    checks.assert_close_codes(q.cpu(), torch.from_numpy(codes).view(dtype))
+    np.testing.assert_array_equal(scale.cpu().numpy(), scales)
+    top = 448.0 if dtype is FP8 else 127.0
+    assert (float((q.float().abs() >= top).float().mean()) > 0.05) == (value < 0.5)
+
+
+@each_dtype
+def test_rows_without_an_operator_around_them(dtype, seed):
+    """What the operator gives, to the bit: it is these and a dispatch."""
+    x = checks.draw(129, 7168, torch.bfloat16, seed, CUDA)
+    for given in (None, torch.full((1,), 0.02, device=CUDA)):
+        made = silu_mul_quantize_rows(x, dtype, SIX_EIGHT, given)
+        want = silu_mul_quantize(x, dtype, SIX_EIGHT, static_scale=given)
+        for a, b in zip(made, want, strict=True):
+            checks.assert_same_bits(a, b)

@@ -196,19 +196,47 @@ def test_after_warming_all_operations_are_captured_without_compiling(
         assert compare(output, want, case._exact) is None, case.problem
 
 
-def launch(case: Case) -> Callable[[], tuple[torch.Tensor, ...]]:
-    """The public operation on the operands of a case."""
+@pytest.mark.usefixtures("tables")
+def test_after_warming_with_static_scales_none_is_compiled_for(
+    gpu: Device, seed: int, compiled: list[str]
+) -> None:
+    """Wherever it lies: a scale may be one of a tensor, at no multiple of 16 bytes."""
+    load(gpu.index, Table())
+    ops = (Op.QUANTIZE, Op.RMSNORM_QUANTIZE, Op.SILU_MUL_QUANTIZE)
+    problems = [problem(SIX_EIGHT, op, 16, 1400) for op in ops]
+    assert warm(problems, gpu, static=True) == len(ops) + 1
+    assert len(compiled) == len(ops) + 1
+    compiled.clear()
+    cases = [Case(wanted, torch.device(str(gpu)), seed, 0) for wanted in problems]
+    scales = torch.tensor([0.1, 0.02, 0.3], device=str(gpu))
+    for scale in (scales[0], scales[1:2]):
+        for case in cases:
+            made = launch(case, scale)()[1]
+            assert torch.equal(made, scale.expand(16))
+    assert compiled == []
+
+
+def launch(
+    case: Case, static_scale: torch.Tensor | None = None
+) -> Callable[[], tuple[torch.Tensor, ...]]:
+    """The public operation on the operands of a case; those that scale back take no scale."""
     it, out, pattern = case.sets[0], TORCH_DTYPES[case.problem.out], case.problem.pattern
     row, column = case.scaled.row, case.scaled.column
     match case.problem.op:
         case Op.QUANTIZE:
-            return lambda: quantize(it.x, out, pattern)
+            return lambda: quantize(it.x, out, pattern, static_scale=static_scale)
         case Op.RMSNORM_QUANTIZE:
             return lambda: rmsnorm_quantize(
-                it.x, case.weight, EPS, out, pattern, residual=it.residual
+                it.x,
+                case.weight,
+                EPS,
+                out,
+                pattern,
+                residual=it.residual,
+                static_scale=static_scale,
             )
         case Op.SILU_MUL_QUANTIZE:
-            return lambda: silu_mul_quantize(it.x, out, pattern)
+            return lambda: silu_mul_quantize(it.x, out, pattern, static_scale=static_scale)
         case Op.DEQUANTIZE:
             return lambda: (dequantize(it.x, row, column, out),)
         case Op.DEQUANT_RMSNORM_QUANTIZE:
