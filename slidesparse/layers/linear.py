@@ -11,7 +11,7 @@ from torch import nn
 
 from slidesparse.errors import CandidateError, KernelError, UsageError
 from slidesparse.layers.layer_plan import DENSE_FORM, LayerPlan, from_text
-from slidesparse.layers.op import linear_op, prepared
+from slidesparse.layers.op import linear_op
 from slidesparse.layers.planning import (
     FASTEST,
     MEMORY_FORMATS,
@@ -19,6 +19,7 @@ from slidesparse.layers.planning import (
     plan_layer,
     safe_plan,
 )
+from slidesparse.layers.prepared import prepared
 from slidesparse.layers.weight import SparseWeight, from_format, to_format
 from slidesparse.pattern import Pattern
 from slidesparse.problem import DType, parse_dtype
@@ -154,14 +155,16 @@ class SparseLinear(nn.Module):
         rows = x.reshape(-1, self.in_features)
         if rows.stride(1) != 1:  # A transposed x stays a view; kernels read whole rows.
             rows = rows.contiguous()
-        forms = [self._form(name) for name in self._names]
-        made: torch.Tensor = linear_op(
-            rows, forms, self.weight_scale.view(-1), self.bias, self._plan
-        )
+        made: torch.Tensor = linear_op(rows, *self.operands())
         made = made.view(*x.shape[:-1], self.out_features)
         if made.requires_grad and not torch.compiler.is_compiling():
             made = _InferenceOnly.apply(made)  # type: ignore[no-untyped-call]
         return made
+
+    def operands(self) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor | None, str]:
+        """What its operators take behind the rows: weights, scales [N], bias and plan."""
+        forms = [self._form(name) for name in self._names]
+        return forms, self.weight_scale.view(-1), self.bias, self._plan
 
     def describe(self, m: int) -> str:
         """What runs for `m` tokens, as a table prints it: backend and its parameters."""

@@ -93,14 +93,46 @@ def plan_layer(
             f"{spell_sm(fingerprint.sm)}; use int8"
         )
     default = _unmeasured(shape, fingerprint.sm)
-    tuned = cache or _cache(index)
-    measured = {} if tuned is None else _by_bucket(shape, tuned, fingerprint.sm, default)
+    measured = measured_ways(shape, device, cache)
     if not measured:
         _warn(shape, fingerprint.name)
         return default
+    return choose_plan(shape, measured, memory_format) or default
+
+
+def measured_ways(
+    shape: LayerShape, device: torch.device, cache: TuningCache | None = None
+) -> dict[int, tuple[Timed, ...]]:
+    """What was measured of the ways that can run a layer on a GPU, by M bucket.
+
+    Args:
+        shape: of the layer.
+        device: on which it will run; nothing is measured for the CPU.
+        cache: of tuning results; None for the device's own, which is read once per process.
+    """
+    if device.type != "cuda":
+        return {}
+    index = device.index or 0
+    tuned = cache or _cache(index)
+    if tuned is None:
+        return {}
+    sm = _fingerprint(index).sm
+    return _by_bucket(shape, tuned, sm, _unmeasured(shape, sm))
+
+
+def choose_plan(
+    shape: LayerShape, measured: Mapping[int, tuple[Timed, ...]], memory_format: str = FASTEST
+) -> LayerPlan | None:
+    """The plan that runs the fastest way of each M bucket; None where no way was measured.
+
+    Args:
+        shape: of the layer.
+        measured: ways by M bucket.
+        memory_format: FASTEST or SMALLEST.
+    """
     steps = _choose(shape, measured, memory_format)
     if not steps:
-        return default
+        return None
     return LayerPlan(shape.n, shape.k, shape.pattern, shape.dtype, shape.out, steps)
 
 

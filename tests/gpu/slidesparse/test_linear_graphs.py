@@ -16,7 +16,8 @@ from gpu_layers import CUDA, Tuned, candidate_of
 from slidesparse.devices import Device
 from slidesparse.errors import KernelError
 from slidesparse.layers import SparseLinear
-from slidesparse.layers.op import linear_op, prepared
+from slidesparse.layers.op import linear_op
+from slidesparse.layers.prepared import prepared
 from slidesparse.layers.planning import LayerShape
 
 FP8, INT8 = checks.QUANTISED

@@ -14,7 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from slidesparse.candidate import Candidate
 from slidesparse.errors import KernelError
 from slidesparse.layers import SparseLinear
-from slidesparse.layers.op import linear_op, prepared
+from slidesparse.layers.op import linear_op
+from slidesparse.layers.prepared import prepared
 from slidesparse.layers.ways import Reference
 from slidesparse.pattern import DENSE, Pattern
 from slidesparse.problem import DType
@@ -186,7 +187,7 @@ def test_the_step_of_the_number_of_tokens_runs(m, ran, monkeypatch):
             calls.append((self.candidate.params["up_to"], weight))
             super().run(q, x_scale, weight, w_scale, bias, out)
 
-    monkeypatch.setattr("slidesparse.layers.op.make_way", lambda plan, c: Noted(plan, c))
+    monkeypatch.setattr("slidesparse.layers.prepared.make_way", lambda plan, c: Noted(plan, c))
     shape = shape_of(N, K, Pattern.parse("6:8"), DType.INT8, bias=True)
     steps = [(b, Candidate("reference", {"up_to": b, "m": m})) for b in (16, 256)]
     _, weights, scale, bias, _ = arguments()

@@ -12,7 +12,7 @@ from layer_plans import CUBLASLT, CUSPARSELT, SCALED_MM, shape_of
 from slidesparse.candidate import Candidate
 from slidesparse.errors import CandidateError, KernelError
 from slidesparse.layers.cublaslt_way import Bound
-from slidesparse.layers.op import kind_of
+from slidesparse.layers.prepared import kind_of
 from slidesparse.layers.ways import TorchScaled, Way, make_way
 from slidesparse.problem import DType
 
@@ -138,12 +138,14 @@ def test_rows_that_other_code_quantises_are_of_another_kind():
     """A graph may only capture what ran: Triton compiles anew for unaligned rows and long ones."""
     wide = torch.zeros(32, 200, dtype=torch.bfloat16)
     out = torch.empty(32, 8)
-    first = kind_of(wide[:, :96], out)
-    assert first == (torch.bfloat16, 32, False, False)
+    first = kind_of("quantize", wide[:, :96], out)
+    assert first == ("quantize", torch.bfloat16, 32, False, False)
     even = torch.zeros(32, 208, dtype=torch.bfloat16)
-    kinds = [kind_of(x, out) for x in (even[:, :96], even[:20, 16:112], even[:, 1:97], even[:16])]
-    assert kinds[0] == kinds[1] == (torch.bfloat16, 32, True, False)
+    rows = (even[:, :96], even[:20, 16:112], even[:, 1:97], even[:16])
+    kinds = [kind_of("quantize", x, out) for x in rows]
+    assert kinds[0] == kinds[1] == ("quantize", torch.bfloat16, 32, True, False)
     assert kinds[2] == first
-    assert kinds[3] == (torch.bfloat16, 16, True, False)
+    assert kinds[3] == ("quantize", torch.bfloat16, 16, True, False)
+    assert kind_of("silu_mul", rows[0], out) != kinds[0]
     huge = torch.empty(65536, 37888, device="meta")
-    assert kind_of(even, huge)[3]
+    assert kind_of("quantize", even, huge)[4]
