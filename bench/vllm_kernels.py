@@ -6,9 +6,7 @@ that they write to as cold memory as ours. vLLM knows no lift: for lifted patter
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -16,26 +14,13 @@ import torch
 from slidesparse.bench.alternatives import Alternative, Gather, Outputs, Way, dense_buffer
 from slidesparse.kernel_problem import Op
 from slidesparse.kernels.case import EPS, Case, Operands
+from slidesparse.libraries import vllm_reason
 from slidesparse.problem import DType
 
 NAME = "vllm"
 
 Step = Callable[[int, torch.Tensor, torch.Tensor], Outputs]
 """Quantises set `index` to q [M, K] and scale [M, 1]; returns what else it made."""
-
-
-@lru_cache(maxsize=1)
-def vllm_reason() -> str:
-    """Why vLLM's kernels cannot be called here, or ""."""
-    try:
-        # Imports torch's extension with the kernels, whatever it is called in this release.
-        importlib.import_module("vllm._custom_ops")
-    except ImportError as error:
-        missing = isinstance(error, ModuleNotFoundError) and error.name == "vllm"
-        return "vLLM is not installed" if missing else f"vLLM cannot be imported: {error}"
-    except Exception as error:  # Whatever a broken installation raises costs this column only.
-        return f"vLLM cannot be imported: {type(error).__name__}: {error}"
-    return ""
 
 
 def vllm_alternatives(case: Case) -> Iterator[Alternative]:

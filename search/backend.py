@@ -52,6 +52,23 @@ class Backend(ABC):
     on_gpu: bool = True
     """Whether it runs on CUDA devices; the others run on the CPU."""
 
+    @property
+    def installed(self) -> bool:
+        """Whether it is there for a search that names no backends to take; True unless optional.
+
+        An optional one that is not installed is passed over without a word.
+        """
+        return True
+
+    @property
+    def identity(self) -> str:
+        """The name that results note: with what decides them and is not in the Fingerprint."""
+        return self.name
+
+    def current(self, candidate: Candidate) -> bool:
+        """Whether a candidate of its own from an earlier search is one that it would run now."""
+        return True
+
     @abstractmethod
     def availability(self, device: Device) -> Availability:
         """Say whether the library is here and works on `device`. Raises nothing."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterable
 
+from slidesparse.devices import Device
 from slidesparse.errors import UsageError
 from slidesparse.search.backend import Backend
 
@@ -12,6 +13,7 @@ BUILT_IN = {
     "cublaslt": "slidesparse.search.cublaslt:CublasLt",
     "cusparselt": "slidesparse.search.cusparselt:CusparseLt",
     "torch": "slidesparse.search.torch_dense:TorchDense",
+    "vllm": "slidesparse.search.vllm_dense:VllmDense",
     "native": "slidesparse.search.native:NativeSparse",
     "torchao": "slidesparse.search.torchao_sparse:TorchaoSparse",
     "cpu": "slidesparse.search.cpu:CpuReference",
@@ -45,3 +47,9 @@ def load_backend(spec: str) -> Backend:
 def all_backends(specs: Iterable[str] = tuple(BUILT_IN)) -> list[Backend]:
     """Make every backend of `specs`, in that order; all built-in ones unless told."""
     return [load_backend(spec) for spec in specs]
+
+
+def default_backends(device: Device) -> tuple[str, ...]:
+    """The built-in names of a device's kind, less those that are optional and not installed."""
+    made = {name: load_backend(name) for name in BUILT_IN}
+    return tuple(n for n, b in made.items() if b.installed and b.on_gpu is device.is_gpu)

@@ -16,9 +16,10 @@ from slidesparse.devices import Device
 from slidesparse.errors import UsageError
 from slidesparse.problem import GemmProblem
 from slidesparse.search.backend import Effort
-from slidesparse.search.backends import BUILT_IN, all_backends, load_backend
+from slidesparse.search.backends import all_backends, default_backends, load_backend
 from slidesparse.search.journal import Journal
 from slidesparse.search.messages import Opening
+from slidesparse.search.reuse import answers, current
 from slidesparse.search.strategy import (
     OPEN_TIMEOUT,
     OutOfTime,
@@ -37,7 +38,6 @@ from slidesparse.worker import (
 SESSION = "slidesparse.search.session:Session"
 """A string, so that this process needs no torch: what each worker makes at its start."""
 
-_EFFORT_ORDER = [effort.value for effort in Effort]
 CHALLENGERS = 2
 """Dense candidates that race against the sparse ones, on the pruned weight."""
 
@@ -127,6 +127,7 @@ class Search:
         self.outcome = Outcome(seed=seed)
         self._specs = specs_for(options.backends, self.devices[0])
         self._backends = all_backends(self._specs)
+        self._known = {backend.name: backend for backend in all_backends()}
         self._problems = with_baselines(problems)
         self._groups = deque(_groups(self._problems, dense=True))
         self._waiting = _groups(self._problems, dense=False)
@@ -295,19 +296,15 @@ class Search:
         return now + (self._deadline - now) * min(1.0, part * len(self.devices))
 
     def _reusable(self, problem: GemmProblem) -> Found | None:
-        """A whole cached result that the same backends gave at this effort or a higher one."""
+        """A cached result that answers what this search would ask."""
         hit = self.cache.get(problem)
         if hit is None:
             return None
-        result, provenance = hit
-        enough = _EFFORT_ORDER.index(result.effort) >= _EFFORT_ORDER.index(self._options.effort)
-        same = result.problem == problem and result.backends == self._kind(problem)
-        return Found(result, provenance) if same and enough and result.complete else None
-
-    def _kind(self, problem: GemmProblem) -> tuple[str, ...]:
-        """The backends of the problem's kind, sorted."""
-        sparse = not problem.pattern.dense
-        return tuple(sorted(b.name for b in self._backends if b.sparse is sparse))
+        result, provenance = current(hit[0], self._known), hit[1]
+        rivals = self._challengers(problem)
+        if not answers(result, problem, self._options.effort, self._backends, rivals):
+            return None
+        return Found(result, provenance)
 
     def _remembered(self, problem: GemmProblem) -> tuple[Failure, ...]:
         hit = self.cache.get(problem)
@@ -319,7 +316,7 @@ class Search:
         """Keep a result, unless the cache has a complete one that this one falls short of."""
         hit = self.cache.get(result.problem)
         if hit is not None and hit[0].complete and hit[0].problem == result.problem:
-            fewer = set(hit[0].backends) > set(result.backends)
+            fewer = set(current(hit[0], self._known).backends) > set(result.backends)
             if fewer or not result.complete:
                 return
         self.cache.put(result)
@@ -335,13 +332,13 @@ class Search:
 
 
 def specs_for(wanted: Sequence[str] | None, device: Device) -> tuple[str, ...]:
-    """The backends that take part on a device: all of its kind, or those asked for.
+    """The backends that take part on a device: all of its kind that are here, or those asked for.
 
     Raises:
         UsageError: a backend that was asked for is unknown or of the other kind of device.
     """
     if wanted is None:
-        return tuple(s for s in BUILT_IN if load_backend(s).on_gpu is device.is_gpu)
+        return default_backends(device)
     for spec in wanted:
         backend = load_backend(spec)
         if backend.on_gpu is not device.is_gpu:

@@ -15,7 +15,7 @@ class Opening:
         candidates: to try, each backend's default first.
         defaults: keys of the candidates that a backend would have run unasked.
         left_out: backends that do not take part, with their reason.
-        backends: of the problem's kind, whether they take part or not, sorted.
+        backends: identities of those of the problem's kind, whether they take part or not, sorted.
     """
 
     candidates: tuple[Candidate, ...]

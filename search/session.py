@@ -74,7 +74,7 @@ class Session:
                 defaults.append(found[0].key)
             else:
                 left_out[backend.name] = reason
-        names = tuple(sorted(backend.name for backend in own))
+        names = tuple(sorted(backend.identity for backend in own))
         return Opening(tuple(candidates), tuple(defaults), left_out, names)
 
     def _listed(

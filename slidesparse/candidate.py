@@ -129,7 +129,8 @@ class ProblemResult:
             for a dense problem, its own winner.
         failures: candidates that are out, and why.
         left_out: backends that do not support the problem, with their reason.
-        backends: of the problem's kind that took part or said why not, sorted.
+        backends: of the problem's kind that took part or said why not, sorted; "vllm 0.25.1" with
+            its version where the Fingerprint does not have that.
         complete: whether every candidate was tried; False if a budget cut the search short.
         tried: how many candidates were verified and timed.
         tie: whether the first two of the problem's own kind could not be told apart.

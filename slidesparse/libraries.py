@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import importlib
 import re
+import sys
+from contextlib import redirect_stdout
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import TypedDict
@@ -101,6 +104,23 @@ def package_version(distribution: str) -> str:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return ABSENT
+
+
+@lru_cache(maxsize=1)
+def vllm_reason() -> str:
+    """Why vLLM's kernels cannot be called here, or ""; asking imports vLLM, which takes seconds."""
+    if package_version("vllm") == ABSENT:
+        return "vLLM is not installed"
+    try:
+        # vLLM logs to what stdout is when it is imported, where a command prints its results.
+        with redirect_stdout(sys.stderr):
+            # Imports torch's extension with the kernels, whatever it is called in this release.
+            importlib.import_module("vllm._custom_ops")
+    except ImportError as error:
+        return f"vLLM cannot be imported: {error}"
+    except Exception as error:  # Whatever a broken installation raises costs vLLM only.
+        return f"vLLM cannot be imported: {type(error).__name__}: {error}"
+    return ""
 
 
 def _driver_from_file(path: Path) -> str:

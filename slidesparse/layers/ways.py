@@ -110,7 +110,7 @@ class TorchScaled(Way):
         """FP8 on a GPU that has it, sizes of whole 16 bytes."""
         if plan.dtype is not DType.FP8:
             return f"torch._scaled_mm takes FP8, not {plan.dtype}"
-        return (lacks_fp8(sm) if sm else "a GPU is needed") or _misaligned(plan)
+        return (lacks_fp8(sm) if sm else "a GPU is needed") or misaligned(plan)
 
     def prepare(self, device: torch.device) -> None:
         """See whether the scales can be fused."""
@@ -163,7 +163,7 @@ class TorchInt(Way):
         """INT8 on a GPU, sizes of whole 16 bytes."""
         if plan.dtype is not DType.INT8:
             return f"torch._int_mm takes INT8, not {plan.dtype}"
-        return _misaligned(plan) or (None if sm else "a GPU is needed")
+        return misaligned(plan) or (None if sm else "a GPU is needed")
 
     def run(
         self,
@@ -291,7 +291,8 @@ def _native_config(candidate: Candidate) -> NativeConfig:
     return NativeConfig.from_params(candidate.params)
 
 
-def _misaligned(plan: LayerPlan) -> str | None:
+def misaligned(plan: LayerPlan) -> str | None:
+    """Why products of 8-bit operands do not take the layer's sizes, or None."""
     for name, size in (("N", plan.n), ("K", plan.k)):
         if size % ALIGNMENT:
             return f"{name}={size} is not a multiple of {ALIGNMENT}"
@@ -302,10 +303,11 @@ def way_of(plan: LayerPlan, candidate: Candidate) -> type[Way] | None:
     """The class that runs a candidate, or None where nothing does at run time."""
     from slidesparse.layers.cublaslt_way import CublasLtWay
     from slidesparse.layers.cusparselt_way import CusparseLtWay
+    from slidesparse.layers.vllm_way import VllmWay
 
     if candidate.backend == "torch":
         return TorchInt if plan.dtype is DType.INT8 else TorchScaled
-    ways: tuple[type[Way], ...] = (CublasLtWay, CusparseLtWay, Native, Reference)
+    ways: tuple[type[Way], ...] = (CublasLtWay, CusparseLtWay, VllmWay, Native, Reference)
     return next((way for way in ways if way.backend == candidate.backend), None)
 
 

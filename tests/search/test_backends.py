@@ -25,7 +25,7 @@ from slidesparse.search.reference import limits_for
 from slidesparse.search.session import Session
 
 GPU = Device("cuda")
-GPU_BACKENDS = ("cublaslt", "cusparselt", "torch", "native", "torchao")
+GPU_BACKENDS = ("cublaslt", "cusparselt", "torch", "vllm", "native", "torchao")
 FP8 = GemmProblem(64, 256, 512, DType.FP8, DType.BF16)
 INT8 = GemmProblem(64, 256, 512, DType.INT8, DType.INT32, Scales.NONE)
 ROWCOL = replace(FP8, scales=Scales.ROWCOL)
@@ -251,8 +251,8 @@ def test_the_session_passes_refusals_on(refusal, monkeypatch, seed):
         ),
         (
             "zzz",
-            "unknown backend 'zzz'; known: cublaslt, cusparselt, torch, native, torchao, cpu, "
-            "cpu-slid",
+            "unknown backend 'zzz'; known: cublaslt, cusparselt, torch, vllm, native, torchao, "
+            "cpu, cpu-slid",
         ),
         ("no.such:X", "backend 'no.such:X' cannot be loaded: No module named 'no'"),
         ("math:pi_", "backend 'math:pi_' cannot be loaded: module 'math' has no attribute 'pi_'"),

@@ -298,15 +298,19 @@ def test_a_backend_of_the_other_kind_of_device_is_refused(wanted, device, messag
     assert str(caught.value) == message
 
 
-def test_the_device_decides_which_backends_take_part():
+@pytest.mark.parametrize(("vllm", "there"), [("none", ()), ("0.25.1", ("vllm",))])
+def test_device_and_installation_decide_which_backends_take_part(vllm, there, monkeypatch):
+    monkeypatch.setattr("slidesparse.search.vllm_dense.package_version", lambda name: vllm)
     assert specs_for(None, CPU) == ("cpu", "cpu-slid")
     assert specs_for(None, Device("cuda")) == (
         "cublaslt",
         "cusparselt",
         "torch",
+        *there,
         "native",
         "torchao",
     )
+    assert specs_for(("vllm",), Device("cuda")) == ("vllm",), "asked for, it says what is missing"
 
 
 def test_a_result_that_was_cut_short_replaces_no_complete_one(run, cache, problem):

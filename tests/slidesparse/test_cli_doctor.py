@@ -172,6 +172,23 @@ def test_real_backends_on_the_cpu() -> None:
     states = {row["name"]: row for row in data["backends"]}
     assert states["cpu"]["ok"] is True
     assert all(row["ok"] or (row["reason"] and row["remedy"]) for row in states.values())
+    assert states["vllm"]["reason"] == "needs an NVIDIA GPU"
+
+
+def test_vllm_is_optional(monkeypatch: pytest.MonkeyPatch, fingerprint: Fingerprint) -> None:
+    from slidesparse.search import vllm_dense
+
+    pretend(monkeypatch, WORKS, vllm_dense.VllmDense())
+    monkeypatch.setattr("slidesparse.devices.select_device", lambda text: Device("cuda"))
+    monkeypatch.setattr("slidesparse.devices.detect", lambda device: fingerprint)
+    monkeypatch.setattr("slidesparse.devices.l2_bytes", lambda device: 50 * 2**20)
+    monkeypatch.setattr("slidesparse.monitor.read_clock_power", lambda device: None)
+    monkeypatch.setattr(vllm_dense, "package_version", lambda name: "none")
+    result = run()
+    assert result.exit_code == 0, result.output
+    _library, line = [line for line in result.stdout.splitlines() if line.startswith("vllm")]
+    mended = "optional, and vLLM is not installed; to mend it: pip install 'slidesparse[vllm]'"
+    assert [cell.strip() for cell in line.split(maxsplit=2)] == ["vllm", "no", mended]
 
 
 def test_bad_device(monkeypatch: pytest.MonkeyPatch) -> None:

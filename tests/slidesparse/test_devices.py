@@ -234,6 +234,37 @@ class TestLibraries:
         assert libraries.package_version("click")[0].isdigit()
         assert libraries.package_version("no-such-distribution") == "none"
 
+    @pytest.mark.parametrize(
+        ("version", "error", "reason"),
+        [
+            ("none", None, "vLLM is not installed"),
+            ("0.25.1", ImportError("no libcudart.so.13"), "no libcudart.so.13"),
+            ("0.25.1", RuntimeError("no CUDA here"), "RuntimeError: no CUDA here"),
+            ("0.25.1", None, ""),
+        ],
+    )
+    def test_vllm_is_imported_where_it_is_installed(
+        self, version: str, error: Exception | None, reason: str, monkeypatch: Any, capsys: Any
+    ) -> None:
+        asked = []
+
+        def load(name: str) -> None:
+            asked.append(name)
+            print("INFO Automatically detected platform cuda")
+            if error is not None:
+                raise error
+
+        monkeypatch.setattr(libraries, "package_version", lambda name: version)
+        monkeypatch.setattr(libraries.importlib, "import_module", load)
+        libraries.vllm_reason.cache_clear()
+        prefix = "vLLM cannot be imported: " if error else ""
+        assert [libraries.vllm_reason() for _ in range(2)] == [prefix + reason] * 2
+        libraries.vllm_reason.cache_clear()
+        assert asked == ["vllm._custom_ops"] * (version != "none"), "once"
+        output = capsys.readouterr()
+        assert output.out == "", "stdout is for results"
+        assert output.err.startswith("INFO") is bool(asked)
+
     def test_driver(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         file = tmp_path / "version"
         monkeypatch.setattr(libraries, "_DRIVER_FILE", file)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import pytest
 import torch
 
@@ -12,13 +10,14 @@ from slidesparse.bench.ceilings import Copy
 from slidesparse.bench.compiled import Compiled
 from slidesparse.bench.kernel_record import read_json
 from slidesparse.bench.kernels import KernelBench
-from slidesparse.bench.vllm_kernels import vllm_alternatives, vllm_reason
+from slidesparse.bench.vllm_kernels import vllm_alternatives
 from slidesparse.cli.main import cli
 from slidesparse.devices import l2_bytes
 from slidesparse.kernel_problem import KernelProblem, Op
 from slidesparse.kernels.case import Case
 from slidesparse.kernels.config import Table
 from slidesparse.kernels.warm import launch_config
+from slidesparse.libraries import vllm_reason
 from slidesparse.pattern import Pattern
 from slidesparse.problem import DType
 
@@ -75,7 +74,7 @@ def test_the_command_fills_a_whole_record(gpu, tmp_path):
         assert row.wide_us is not None
         ran = {a.name for a in row.alternatives if a.median_us}
         wanted = {"torch.compile"} | (set() if row.problem.pattern.dense else {"two-step"})
-        if importlib.util.find_spec("vllm") and not vllm_reason():
+        if not vllm_reason():
             wanted |= {"vllm"}
         assert ran == wanted, row.alternatives
 
