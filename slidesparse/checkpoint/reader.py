@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slidesparse.checkpoint.bitmask import unpack_bitmask
 from slidesparse.checkpoint.formats import (
     BITMASK,
     COMPRESSED,
@@ -18,7 +19,6 @@ from slidesparse.checkpoint.formats import (
     Form,
     recognise,
     scales_of,
-    unpack_bitmask,
 )
 from slidesparse.checkpoint.safetensors_file import (
     StoredTensor,

@@ -2,96 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
-from tiny_checkpoints import bitmask, w8a8
+from tiny_checkpoints import w8a8
 
-from slidesparse.checkpoint.formats import Form, recognise, scales_of, unpack_bitmask
+from slidesparse.checkpoint.formats import Form, recognise, scales_of
 from slidesparse.errors import CheckpointError
-
-DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.int8]
-
-
-def sparse24(rows: int, k: int, dtype: torch.dtype) -> torch.Tensor:
-    """A 2:4 weight; some groups have fewer than two non-zeros."""
-    w = (torch.randn(rows, k) * 20).to(dtype).float()
-    keep = torch.rand(rows, k // 4, 4).argsort(dim=2) < torch.randint(0, 3, (rows, k // 4, 1))
-    return (w * keep.reshape(rows, k)).to(dtype)
-
-
-def by_hand(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The dense weight, bit after bit."""
-    rows, k = tensors["x.shape"].flatten().tolist()
-    values = iter(tensors["x.compressed"].float().flatten().tolist())
-    dense = torch.zeros(rows, k)
-    for row in range(rows):
-        for column in range(k):
-            if int(tensors["x.bitmask"][row, column // 8]) >> column % 8 & 1:
-                dense[row, column] = next(values)
-    assert next(values, None) is None
-    return dense
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(1, 4), (3, 12), (7, 136)])
-def test_a_bitmask_is_unpacked(seed: int, dtype: torch.dtype, shape: tuple[int, int]) -> None:
-    w = sparse24(*shape, dtype)
-    tensors = bitmask("x", w)
-    made = unpack_bitmask("x", tensors["x.compressed"], tensors["x.bitmask"], tensors["x.shape"])
-    assert made.dtype == dtype
-    assert torch.equal(made.float(), by_hand(tensors))
-    assert torch.equal(made.float(), w.float())
-
-
-def test_a_bitmask_of_any_sparsity_is_unpacked() -> None:
-    # sparse-bitmask stores a flat run of values and any number of bits per row.
-    w = torch.tensor([[0.0, 0, 0, 0, 5], [1, 2, 3, 4, 5], [0, 0, 0, 0, 0]])
-    mask = torch.tensor([[0b10000], [0b11111], [0]], dtype=torch.uint8)
-    made = unpack_bitmask("x", w[w != 0], mask, torch.tensor([3, 5], dtype=torch.int32))
-    assert torch.equal(made, w)
-
-
-def _wrong_mask(t: dict[str, torch.Tensor]) -> None:
-    t["x.bitmask"] = t["x.bitmask"][:, :-1]
-
-
-def _mask_dtype(t: dict[str, torch.Tensor]) -> None:
-    t["x.bitmask"] = t["x.bitmask"].to(torch.int16)
-
-
-def _extra_bit(t: dict[str, torch.Tensor]) -> None:
-    t["x.bitmask"] = t["x.bitmask"].clone()
-    t["x.bitmask"][0, 1] |= 0x80
-
-
-def _one_shape(t: dict[str, torch.Tensor]) -> None:
-    t["x.shape"] = torch.tensor([36])
-
-
-def _lost_value(t: dict[str, torch.Tensor]) -> None:
-    t["x.compressed"] = t["x.compressed"][:-1]
-
-
-@pytest.mark.parametrize(
-    ("damage", "reason"),
-    [
-        (_wrong_mask, r"bitmask is \[3, 1\] torch.uint8 for a weight \[3, 12\]; expected \[3, 2\]"),
-        (_mask_dtype, r"bitmask is \[3, 2\] torch.int16"),
-        (_extra_bit, "bitmask sets bits past column 11"),
-        (_one_shape, r"x.shape is \[36\]; a linear's weight has two sizes"),
-        (_lost_value, "bitmask marks 18 weights and x.compressed holds 12"),
-    ],
-)
-def test_parts_that_do_not_fit(
-    seed: int, damage: Callable[[dict[str, torch.Tensor]], None], reason: str
-) -> None:
-    tensors = bitmask("x", sparse24(3, 12, torch.float32))
-    damage(tensors)
-    parts = (tensors[f"x.{part}"] for part in ("compressed", "bitmask", "shape"))
-    with pytest.raises(CheckpointError, match=reason):
-        unpack_bitmask("x", *parts)
 
 
 @pytest.mark.parametrize("shape", [(5, 1), (5,), (1,), (), (1, 1)])
