@@ -1,4 +1,8 @@
-"""Run linears as if they were W8A8, in plain torch, and leave their weights as they were."""
+"""Run linears as if they were W8A8, in plain torch, and leave their weights as they were.
+
+Weights are rounded to the model's dtype, as those are that a resumed conversion reads back from
+what it wrote, so that it goes on to the same bytes. `slidesparse.accuracy.simulate` keeps float32.
+"""
 
 from __future__ import annotations
 
