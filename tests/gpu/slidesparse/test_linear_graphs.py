@@ -17,8 +17,8 @@ from slidesparse.devices import Device
 from slidesparse.errors import KernelError
 from slidesparse.layers import SparseLinear
 from slidesparse.layers.op import linear_op
-from slidesparse.layers.prepared import prepared
 from slidesparse.layers.planning import LayerShape
+from slidesparse.layers.prepared import prepared
 
 FP8, INT8 = checks.QUANTISED
 BF16, FP16, FP32 = checks.FLOATS
