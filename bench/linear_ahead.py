@@ -37,13 +37,26 @@ def compile_ahead(
     Returns:
         One line per kernel that could not be compiled; it is tried again where it is launched.
     """
-    from slidesparse.kernels.native.program import SM, compile_variants, missing
-
     load(device.index, Table(hit.result for hit in cache.kernel_entries().values()))
     problems = quantise_problems(layers, dtypes, patterns, tokens)
     failed = compile_parallel(launch_jobs(problems, device), device)
+    return failed + compile_native(layers, dtypes, patterns, cache)
+
+
+def compile_native(
+    layers: Sequence[LinearLayer],
+    dtypes: Sequence[DType],
+    patterns: Sequence[Pattern],
+    cache: TuningCache,
+) -> list[str]:
+    """Compile the native GEMMs that linears may launch, into the cache on disk.
+
+    It takes threads only, no processes. Arguments and result as `compile_ahead`.
+    """
+    from slidesparse.kernels.native.program import SM, compile_variants, missing
+
     if cache.fingerprint.sm != SM or missing():
-        return failed
+        return []
     shapes = {(layer.n, layer.k) for layer in layers}
     planned = [
         hit.result
@@ -53,7 +66,7 @@ def compile_ahead(
         and hit.result.problem.pattern in patterns
         and hit.result.problem.scales is Scales.ROWCOL
     ]
-    return failed + compile_variants(native_variants(planned))
+    return compile_variants(native_variants(planned))
 
 
 def quantise_problems(

@@ -5,8 +5,7 @@ One JSON form, versioned, written by the tool and never by hand; a CSV beside it
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -18,20 +17,18 @@ from pydantic import (
     PlainSerializer,
     PlainValidator,
     TypeAdapter,
-    ValidationError,
 )
 
 from slidesparse import __version__
 from slidesparse.bench.kernel_record import Amount, Duration, Machine, Name, Text
 from slidesparse.bench.result_file import (
     FileKind,
-    read_data,
+    read_record,
     source_commit,
     write_data,
     write_rows,
 )
 from slidesparse.candidate import timestamp
-from slidesparse.errors import UsageError
 from slidesparse.models import LinearLayer
 from slidesparse.pattern import Pattern
 from slidesparse.problem import DType, GemmProblem
@@ -264,21 +261,7 @@ def read_json(path: Path) -> LinearRecord:
     Raises:
         UsageError: it is missing, truncated, of another kind or schema, or holds wrong values.
     """
-    return _from_data(read_data(path, KIND), path)
-
-
-def _from_data(data: Mapping[str, Any], path: Path) -> LinearRecord:
-    for field in ("commit", "version", "created"):
-        if field not in data:
-            raise UsageError(f"{path} is damaged: it lacks '{field}'")
-    try:
-        # As JSON: there a list may stand for a tuple and an object for a dataclass.
-        return _adapter().validate_json(json.dumps(data))
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        reason = first["msg"].removeprefix("Value error, ")
-        raise UsageError(f"{path} is damaged: {place}: {reason[:1].lower()}{reason[1:]}") from error
+    return read_record(path, KIND, _adapter())
 
 
 @lru_cache(maxsize=1)

@@ -13,9 +13,16 @@ import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from slidesparse.errors import UsageError
+
+R = TypeVar("R")
+
+STAMPS = ("commit", "version", "created")
+"""Fields that have defaults in memory and none in a file."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,32 @@ def read_data(path: Path, kind: FileKind) -> dict[str, Any]:
     if version != kind.schema_version:
         raise UsageError(f"{path} has schema version {version}, this is {kind.schema_version}")
     return data
+
+
+def read_record(path: Path, kind: FileKind, adapter: TypeAdapter[R]) -> R:
+    """The record that a result file holds.
+
+    Args:
+        path: of the file.
+        kind: that it must be.
+        adapter: of the record.
+
+    Raises:
+        UsageError: it is missing, truncated, of another kind or schema, or holds a wrong value,
+            which is named.
+    """
+    data = read_data(path, kind)
+    for field in STAMPS:
+        if field not in data:
+            raise UsageError(f"{path} is damaged: it lacks '{field}'")
+    try:
+        # As JSON: there a list may stand for a tuple and an object for a dataclass.
+        return adapter.validate_json(json.dumps(data))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the record"
+        reason = first["msg"].removeprefix("Value error, ")
+        raise UsageError(f"{path} is damaged: {place}: {reason[:1].lower()}{reason[1:]}") from error
 
 
 def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

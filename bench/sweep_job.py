@@ -141,6 +141,8 @@ class Engine(ABC):
 
         Raises:
             UsageError: the job cannot run here, with the remedy.
+            torch.OutOfMemoryError: memory does not suffice; it is tried again without the
+                largest M. MemoryError where that of the host does not.
         """
 
     @abstractmethod
@@ -148,5 +150,6 @@ class Engine(ABC):
         """Measure one cell.
 
         Raises:
-            SlideSparseError: it cannot run, with the reason in one line.
+            SlideSparseError: it cannot run, with the reason in one line. The process goes on with
+                the next M; after any other error, out of memory among them, it is replaced.
         """

@@ -1,4 +1,4 @@
-"""Clock and power of a GPU while it is timed, through NVML where that is there."""
+"""Clock, power and energy of a GPU while it is timed, through NVML where that is there."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from slidesparse.devices import Device
 
 
 class GpuMonitor:
-    """Reads SM clock and board power of one device; every reading is None where NVML is not there.
+    """Reads SM clock, board power and energy of one device; None for each where NVML is not there.
 
     Use it as a context manager, or call `close`. NVML counts GPUs without regard to
     CUDA_VISIBLE_DEVICES, so the device is found by its PCI bus id or UUID, never by its index.
@@ -41,6 +41,16 @@ class GpuMonitor:
         except nvml.NVMLError:
             return None
         return int(clock), milliwatts / 1000
+
+    def joules(self) -> float | None:
+        """Energy in J since the driver was loaded, or None where the GPU does not count it."""
+        if self._handle is None:
+            return None
+        try:
+            millijoules = self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)
+        except self._nvml.NVMLError:
+            return None
+        return float(millijoules) / 1000
 
     def close(self) -> None:
         """Let go of NVML; readings are None from now on."""

@@ -9,12 +9,15 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import pickle
 import pkgutil
 import signal
 import threading
+import time
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any
 
 from slidesparse.devices import Device
@@ -34,6 +37,9 @@ LOST_DEVICE = (
 
 START_TIMEOUT = 180.0
 """Seconds for a worker to import its libraries and open the device."""
+
+GROUP_TIMEOUT = 10.0
+"""Seconds to wait for processes that a killed worker left: a GPU's memory is free after them."""
 
 
 class WorkerDied(SearchError):
@@ -76,12 +82,18 @@ class Worker:
         device: the worker's device.
         factory: "module:attribute" of what makes the session there: factory(device, *arguments).
         arguments: picklable.
+        children: whether the session may start processes of its own. The worker and all of them
+            are one process group then, and end together however the worker ends.
     """
 
-    def __init__(self, device: Device, factory: str, *arguments: Any) -> None:
+    def __init__(
+        self, device: Device, factory: str, *arguments: Any, children: bool = False
+    ) -> None:
         """Remember what to start; the process starts with the first call."""
         self.device = device
-        self._start_arguments = (device, factory, arguments)
+        self._children = children
+        self._group: int | None = None
+        self._start_arguments = (children, device, factory, arguments)
         self._context = multiprocessing.get_context("spawn")
         self._process: multiprocessing.process.BaseProcess | None = None
         self._pipe: Connection | None = None
@@ -125,6 +137,7 @@ class Worker:
         process = self._process
         if process is not None and process.is_alive():
             process.kill()
+        self._kill_group()
 
     def stop(self) -> None:
         """End the process, gently if it is idle; safe to call at any time."""
@@ -134,6 +147,7 @@ class Worker:
         if self._process is not None:
             self._process.join(timeout=2.0)
             self._kill()
+        self._end_group()
         self._process = self._pipe = None
 
     def _exchange(self, request: _Request, timeout: float) -> _Reply:
@@ -153,11 +167,13 @@ class Worker:
 
     def _start(self) -> None:
         self._pipe, theirs = self._context.Pipe()
+        # Python lets no daemon have children.
         process = self._context.Process(
-            target=_serve, args=(theirs, *self._start_arguments), daemon=True
+            target=_serve, args=(theirs, *self._start_arguments), daemon=not self._children
         )
         _start_without_sigint(process)
         self._process = process
+        self._group = process.pid if self._children else None
         theirs.close()
         if self._cancelled:  # `cancel` sees the process, or this sees `cancel`.
             self._bury_killed()
@@ -196,16 +212,31 @@ class Worker:
         if process.is_alive():
             process.kill()
             process.join()
+        self._end_group()
         return describe_exit(process.exitcode)
 
     def _bury_killed(self) -> None:
         self._kill()
+        self._end_group()
         self._process = self._pipe = None
 
     def _kill(self) -> None:
         if self._process is not None and self._process.is_alive():
             self._process.kill()
             self._process.join(timeout=30.0)
+
+    def _kill_group(self) -> None:
+        if self._group is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._group, signal.SIGKILL)
+
+    def _end_group(self) -> None:
+        """Kill what the worker started and wait until it is gone."""
+        group, deadline = self._group, time.monotonic() + GROUP_TIMEOUT
+        self._kill_group()
+        self._group = None
+        while group is not None and _group_lives(group) and time.monotonic() < deadline:
+            time.sleep(0.02)
 
 
 def describe_exit(code: int | None) -> str:
@@ -235,17 +266,33 @@ def _start_without_sigint(process: multiprocessing.process.BaseProcess) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _end_with_parent() -> None:
+def _group_lives(group: int) -> bool:
+    """Whether a process group has a process that holds anything: a zombie does not."""
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _parent, its_group = path.read_text().rsplit(")", 1)[1].split()[:3]
+            if int(its_group) == group and state not in "ZX":
+                return True
+    return False
+
+
+def _end_with_parent(children: bool) -> None:
     """End this process when its parent is gone, even in the middle of a candidate that hangs."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     wait([parent.sentinel])
+    if children:
+        os.killpg(0, signal.SIGKILL)
     os._exit(1)
 
 
-def _serve(pipe: Connection, device: Device, factory: str, arguments: tuple[Any, ...]) -> None:
+def _serve(
+    pipe: Connection, children: bool, device: Device, factory: str, arguments: tuple[Any, ...]
+) -> None:
     """Answer requests until the parent closes the pipe or a fault makes the device unusable."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if children:
+        os.setsid()
+    threading.Thread(target=_end_with_parent, args=(children,), daemon=True).start()
     try:
         session = pkgutil.resolve_name(factory)(device, *arguments)
     except Exception as error:  # Anything here must reach the parent, which has the terminal.
@@ -277,7 +324,7 @@ def _answer(session: Any, request: _Request) -> _Reply:
     except MemoryError as error:
         return _Reply("memory", f"host memory: {first_line(error)}")
     except SlideSparseError as error:
-        return _Reply("error", error)
+        return _Reply("error", _portable(error))
     except Exception as error:  # Whatever a library throws costs its candidate only.
         text = first_line(error)
         if "DefaultCPUAllocator" in str(error):
@@ -294,6 +341,10 @@ def is_device_fault(error: Exception) -> bool:
 def _portable(error: Exception) -> SlideSparseError | str:
     """An error that survives the pipe: ours as it is, anything else as one line."""
     if isinstance(error, SlideSparseError):
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:  # One with arguments of its own fails in the parent's hands.
+            return f"{type(error).__name__}: {first_line(error)}"
         return error
     return f"{type(error).__name__}: {first_line(error)}"
 

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from slidesparse.cli.bench_agreement import agreement
 from slidesparse.cli.bench_linear import linear
+from slidesparse.cli.bench_sweep import decode, prefill
 from slidesparse.cli.options import DTypeName, OpList, PatternList, TokenCounts, check_outputs
 from slidesparse.cli.results import end_early, write_each
 from slidesparse.cli.target import open_cache, refuse_fp8, require_triton, target_options
@@ -34,10 +36,11 @@ CPU_M = (4, 16)
 
 @click.group()
 def command() -> None:
-    """Measure what runs around the GEMMs, and whole linears, against ceilings and alternatives."""
+    """Measure kernels, linears and whole models against ceilings, alternatives and stock."""
 
 
-command.add_command(linear)
+for each in (linear, prefill, decode, agreement):
+    command.add_command(each)
 
 
 @command.command()

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from slidesparse.cli.options import DTypeName, PatternList, TokenCounts, check_outputs
+from slidesparse.cli.options import DTypeList, PatternList, TokenCounts, check_outputs
 from slidesparse.cli.results import end_early, write_each
 from slidesparse.cli.target import open_cache, refuse_fp8, require_triton, target_options
 from slidesparse.errors import UsageError
@@ -32,19 +32,6 @@ GPU_PATTERNS, CPU_PATTERNS = "dense,2:4,4:6,6:8,8:10", "dense,6:8"
 GPU_M = (1, 16, 64, 256, 1024, 4096, 16384, 65536)
 CPU_M = (4, 32)
 TIMED = "per-token quantisation, GEMM, scales and bias together, BF16 in and out, on both sides"
-
-
-class DTypeList(DTypeName):
-    """Comma-separated dtypes: fp8,int8."""
-
-    name = "dtypes"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Parse the list or fail with the accepted names."""
-        if isinstance(value, tuple):
-            return value
-        parse = super().convert
-        return tuple(dict.fromkeys(parse(part, param, ctx) for part in str(value).split(",")))
 
 
 @dataclass

@@ -16,7 +16,7 @@ from slidesparse.errors import SlideSparseError, UsageError
 
 COMMANDS = {
     "search": "Find the fastest correct algorithm for every GEMM of a model.",
-    "bench": "Measure kernels around the GEMMs and whole linears against alternatives.",
+    "bench": "Measure kernels, linears and whole models against ceilings and alternatives.",
     "tune": "Find the fastest configuration of every kernel around the GEMMs.",
     "allocate": "Choose a pattern for every linear: fastest within a loss, or best at a speed.",
     "convert": "Prune and quantise a checkpoint into a standard one that keeps its zeros.",

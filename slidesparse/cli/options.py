@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,6 +85,37 @@ class DTypeName(_ParamType):
             self.fail(str(error), param, ctx)
 
 
+class DTypeList(DTypeName):
+    """Comma-separated dtypes: fp8,int8."""
+
+    name = "dtypes"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Parse the list or fail with the accepted names."""
+        if isinstance(value, tuple):
+            return value
+        parse = super().convert
+        return tuple(dict.fromkeys(parse(part, param, ctx) for part in str(value).split(",")))
+
+
+class ModeList(_ParamType):
+    """Comma-separated ways of launching: eager,graphs."""
+
+    name = "modes"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Parse the list or fail with the accepted names."""
+        from slidesparse.bench.sweep_job import Mode
+
+        if isinstance(value, tuple):
+            return value
+        words = [word.strip().lower() for word in str(value).split(",")]
+        for word in words:
+            if word not in [str(mode) for mode in Mode]:
+                self.fail(f"unknown mode {word!r}; use eager, graphs or both", param, ctx)
+        return tuple(dict.fromkeys(Mode(word) for word in words))
+
+
 class Names(_ParamType):
     """Comma-separated names."""
 
@@ -142,19 +174,22 @@ class OpList(_ParamType):
         return tuple(dict.fromkeys(found))
 
 
-def check_outputs(json_path: Path | None, csv_path: Path | None) -> None:
+def check_outputs(
+    json_path: Path | None, csv_path: Path | None, figure_path: Path | None = None
+) -> None:
     """Refuse result files that could not be written, or would be one, at the end of a long run.
 
     Raises:
-        UsageError: a file is none that can be written, or both are the same.
+        UsageError: a file is none that can be written, or two are the same.
     """
-    for path in (json_path, csv_path):
+    options = {"--json": json_path, "--csv": csv_path, "--figure": figure_path}
+    given = {option: path for option, path in options.items() if path is not None}
+    for path in given.values():
         check_writable(path)
-    if json_path is None or csv_path is None:
-        return
-    if json_path.resolve() == csv_path.resolve():
-        named = json_path if json_path == csv_path else f"{json_path} ({csv_path})"
-        raise UsageError(f"--json and --csv both name {named}; name two files")
+    for (first, one), (second, other) in combinations(given.items(), 2):
+        if one.resolve() == other.resolve():
+            named = one if one == other else f"{one} ({other})"
+            raise UsageError(f"{first} and {second} both name {named}; name two files")
 
 
 def check_writable(path: Path | None) -> None:

@@ -11,6 +11,13 @@ import torch
 from slidesparse.errors import CandidateError
 
 
+class TwoArguments(CandidateError):
+    """An error that pickle cannot make again."""
+
+    def __init__(self, reason, size):
+        super().__init__(f"{reason}: {size}")
+
+
 class Session:
     """Answers well, or fails in one of the ways there are."""
 
@@ -27,6 +34,9 @@ class Session:
 
     def refuse(self, reason):
         raise CandidateError(reason)
+
+    def refuse_with_two(self):
+        raise TwoArguments("no such tile", 256)
 
     def defect(self):
         raise ZeroDivisionError("a defect of the session\nwith more lines")
@@ -52,6 +62,20 @@ class Session:
     def hang(self, mark=None):
         if mark is not None:
             Path(mark).touch()
+        time.sleep(3600)
+
+
+class Parent(Session):
+    """A session with a process of its own, as a server has."""
+
+    def start_child(self):
+        child = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(3600,))
+        child.daemon = True
+        child.start()
+        return os.getpid(), child.pid
+
+    def hang_with_child(self, mark):
+        Path(mark).write_text(" ".join(map(str, self.start_child())))
         time.sleep(3600)
 
 

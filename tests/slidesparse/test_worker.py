@@ -32,8 +32,8 @@ def start_worker(monkeypatch):
     monkeypatch.syspath_prepend(str(HERE))
     workers = []
 
-    def make(factory=SESSION, *arguments):
-        workers.append(Worker(CPU, factory, *arguments))
+    def make(factory=SESSION, *arguments, children=False):
+        workers.append(Worker(CPU, factory, *arguments, children=children))
         return workers[-1]
 
     yield make
@@ -94,6 +94,8 @@ def test_what_costs_a_request_leaves_the_worker_alive(start_worker):
     pid = started(worker)
     with pytest.raises(CandidateError, match=r"^no such tile$"):
         worker.call("refuse", "no such tile", timeout=60)
+    with pytest.raises(SearchError, match=r"refuse_with_two: TwoArguments: no such tile: 256$"):
+        worker.call("refuse_with_two", timeout=60)
     with pytest.raises(WorkerOutOfMemory, match=r"^host memory: cannot allocate 1 PiB$"):
         worker.call("host_memory", timeout=60)
     with pytest.raises(WorkerOutOfMemory, match=r"^host memory: "):
@@ -270,6 +272,65 @@ def test_the_worker_ends_when_its_parent_is_killed(tmp_path, state):
         parent.kill()
         parent.communicate()
     assert gone(pid)
+
+
+PARENT_OF_PARENT = """
+import sys
+from slidesparse.devices import CPU
+from slidesparse.worker import Worker
+
+if __name__ == "__main__":
+    worker = Worker(CPU, "fake_sessions:Parent", children=True)
+    worker.call("hang_with_child", sys.argv[1], timeout=600)
+"""
+
+
+def family(worker):
+    """The process ids of a worker and of the process that it started."""
+    return worker.call("start_child", timeout=60)
+
+
+def test_without_leave_a_worker_has_no_children(start_worker):
+    with pytest.raises(SearchError, match="daemonic processes are not allowed to have children"):
+        family(start_worker("fake_sessions:Parent"))
+
+
+@pytest.mark.parametrize("end", ["stop", "cancel", "exit", "hang", "kill"])
+def test_a_worker_and_its_children_end_together(start_worker, end):
+    worker = start_worker("fake_sessions:Parent", children=True)
+    pid, child = family(worker)
+    assert os.getpgid(child) == pid != os.getpgid(0), "Ctrl-C does not reach them"
+    if end == "kill":
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(WorkerDied, match=r"^killed by SIGKILL$"):
+            worker.call("count", timeout=60)
+    elif end == "exit":
+        with pytest.raises(WorkerDied, match=r"^exit code 3$"):
+            worker.call("exit", timeout=60)
+    elif end == "hang":
+        with pytest.raises(WorkerTimeout):
+            worker.call("hang", timeout=0.5)
+    else:
+        getattr(worker, end)()
+    # At once, but for a cancellation, which waits for nothing: memory is free for the next one.
+    assert gone(child, within=10.0 if end == "cancel" else 0.1)
+    assert gone(pid)
+
+
+def test_children_end_when_the_parent_is_killed(tmp_path):
+    script, mark = tmp_path / "parent.py", tmp_path / "mark"
+    script.write_text(PARENT_OF_PARENT)
+    path = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
+    parent = subprocess.Popen(
+        [sys.executable, str(script), str(mark)], env={**os.environ, "PYTHONPATH": path}
+    )
+    try:
+        while not (mark.exists() and len(mark.read_text().split()) == 2):
+            time.sleep(0.05)
+    finally:
+        parent.kill()
+        parent.wait()
+    assert all(gone(int(pid)) for pid in mark.read_text().split())
 
 
 def test_stop_is_safe_at_any_time():

@@ -1,0 +1,284 @@
+"""slidesparse bench prefill and decode: steps of a model over M, ours against stock."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as version_of
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from slidesparse._version import __version__
+from slidesparse.cli.options import check_outputs
+from slidesparse.cli.sweep_options import CPU_MODEL, GPU_MODEL, Options, sweep_options
+from slidesparse.cli.sweep_run import one_interrupt, run_and_end
+from slidesparse.cli.target import open_cache, refuse_fp8, require_triton
+from slidesparse.errors import UsageError
+
+if TYPE_CHECKING:
+    from slidesparse.bench.sweep_book import Heading, SweepBook
+    from slidesparse.bench.sweep_plan import Sweep, Turn
+    from slidesparse.bench.sweep_record import SweepRecord
+    from slidesparse.cache import TuningCache
+    from slidesparse.devices import Device
+    from slidesparse.models import ModelSpec
+
+VLLM, LINEAR = "vllm", "linear"
+
+
+@click.command()
+@sweep_options("prefill")
+def prefill(**given: Any) -> None:
+    """Time prefill steps of M tokens: stock, ours dense, ours by pattern, stock again."""
+    _command("prefill", Options(**given))
+
+
+@click.command()
+@sweep_options("decode")
+def decode(**given: Any) -> None:
+    """Time decode steps of M sequences: stock, ours dense, ours by pattern, stock again."""
+    _command("decode", Options(**given))
+
+
+class Chosen(NamedTuple):
+    """The engine that runs.
+
+    Args:
+        name: vllm or linear.
+        why: it is not the other one, where nobody asked for it; else "".
+    """
+
+    name: str
+    why: str = ""
+
+
+def _command(stage: str, options: Options) -> None:
+    from slidesparse.models import load_model
+
+    # Whatever can be wrong with the input is found before torch is imported.
+    file = options.result_file
+    check_outputs(file, options.csv_path, options.figure_path)
+    _check_figure(options.figure_path)
+    specs = {name: load_model(name) for name in options.models or (GPU_MODEL,)}
+    for spec in specs.values():
+        spec.linears(options.tp)
+    device, cache = open_cache(options.device, options.cache_dir)
+    engine = choose_engine(options.engine, device)
+    if engine.name == VLLM:
+        _check_gpus(options.tp, device)
+    for dtype in options.dtypes:
+        refuse_fp8(dtype, device, cache.fingerprint.sm, "these models")
+    require_triton()
+    if not options.models and not device.is_gpu:
+        specs = {CPU_MODEL: load_model(CPU_MODEL)}
+    if options.cache_dir is not None:
+        # Layers plan themselves, from the results of this folder.
+        os.environ["SLIDESPARSE_CACHE_DIR"] = str(options.cache_dir)
+
+    from slidesparse.bench.sweep import Limits
+    from slidesparse.bench.sweep_plan import due
+
+    before = _before(file, options.fresh)
+    sweep = _sweep(stage, options, device, tuple(specs), before)
+    book = _book(_heading(sweep, engine, device, cache, specs), before, file)
+    turns = due(sweep.turns(), book.measured)
+    if not options.quiet:
+        _say_first(book.heading, engine, device)
+    if options.dry_run:
+        _list_turns(turns, specs)
+        return
+    if not turns and not options.quiet:
+        click.echo(f"every cell is in {file}; --fresh measures anew", err=True)
+    limits = Limits(options.build_timeout, options.cell_timeout, options.budget)
+    with one_interrupt():
+        run_and_end(turns, book, device, limits, options)
+
+
+def choose_engine(asked: str | None, device: Device) -> Chosen:
+    """The engine that was asked for, or vLLM where that can run.
+
+    Raises:
+        UsageError: vLLM was asked for and cannot run.
+    """
+    reason = ""
+    if find_spec("vllm") is None:
+        reason = "vLLM is not installed"
+    elif not device.is_gpu:
+        reason = "vLLM needs a GPU"
+    if asked == VLLM and reason:
+        remedy = "run it on a GPU" if find_spec("vllm") else "pip install 'slidesparse[vllm]'"
+        raise UsageError(f"--engine vllm: {reason}; {remedy}, or use --engine linear")
+    if asked is not None:
+        return Chosen(asked)
+    return Chosen(LINEAR, reason) if reason else Chosen(VLLM)
+
+
+def _check_gpus(tp: int, device: Device) -> None:
+    """Refuse other GPUs than the first, which vLLM takes, and more ranks than there are GPUs.
+
+    Raises:
+        UsageError: it is so, with the remedy.
+    """
+    from slidesparse.devices import all_gpus
+
+    if device.index:
+        raise UsageError(
+            f"vLLM runs on the first GPUs that it sees, not on {device}; set "
+            f"CUDA_VISIBLE_DEVICES={device.index} and leave out --device"
+        )
+    count = len(all_gpus())
+    if tp > count:
+        raise UsageError(f"--tp {tp} needs as many GPUs, and torch sees {count}")
+
+
+def _before(file: Path | None, fresh: bool) -> SweepRecord | None:
+    """What an earlier run of the sweep left.
+
+    Raises:
+        UsageError: the file is there and is no result file of a sweep, or damaged.
+    """
+    from slidesparse.bench.sweep_record import read_json
+
+    if file is None or fresh or not file.is_file():
+        return None
+    try:
+        return read_json(file)
+    except UsageError as error:
+        raise UsageError(f"{error}; name another file, or overwrite it with --fresh") from error
+
+
+def _book(heading: Heading, before: SweepRecord | None, file: Path | None) -> SweepBook:
+    """What was measured before, if its settings are those of now.
+
+    Raises:
+        UsageError: they are not, with what differs.
+    """
+    from slidesparse.bench.sweep_book import SweepBook
+
+    differences = heading.differences(before) if before is not None else []
+    if differences:
+        raise UsageError(
+            f"{file} was measured otherwise: {'; '.join(differences)}. Name another file, or start "
+            "anew with --fresh"
+        )
+    return SweepBook(heading, before)
+
+
+def _sweep(
+    stage: str,
+    options: Options,
+    device: Device,
+    models: tuple[str, ...],
+    before: SweepRecord | None,
+) -> Sweep:
+    from slidesparse.bench.sweep_job import Mode, Stage
+    from slidesparse.bench.sweep_plan import Sweep
+
+    seed = options.seed
+    if seed is None and before is not None and isinstance(before.settings.get("seed"), int):
+        seed = before.settings["seed"]
+    return Sweep(
+        stage=Stage(stage),
+        models=models,
+        dtypes=options.dtypes,
+        patterns=options.patterns_on(device),
+        ms=options.ms_on(device, stage),
+        modes=options.modes or ((Mode.GRAPHS,) if device.is_gpu else (Mode.EAGER,)),
+        tp=options.tp,
+        prompt=options.prompt,
+        outputs=options.outputs,
+        repeats=options.repeats_on(device),
+        seed=random.SystemRandom().randrange(2**31) if seed is None else seed,
+        same_weights=options.same_weights,
+    )
+
+
+def _heading(
+    sweep: Sweep,
+    engine: Chosen,
+    device: Device,
+    cache: TuningCache,
+    specs: dict[str, ModelSpec],
+) -> Heading:
+    from slidesparse.bench.sweep import ENGINES
+    from slidesparse.bench.sweep_book import Heading
+
+    versions = {"slidesparse": __version__}
+    if engine.name == VLLM:
+        with contextlib.suppress(PackageNotFoundError):
+            versions["vllm"] = version_of("vllm")
+    kind = ENGINES[engine.name]
+    return Heading(
+        sweep=sweep,
+        engine=engine.name,
+        device=str(device),
+        fingerprint=cache.fingerprint,
+        versions=versions,
+        specs=specs,
+        stock=kind.stock,
+        timed=kind.timed,
+    )
+
+
+def first_line(heading: Heading, engine: Chosen, device: Device) -> str:
+    """What is swept where with which engine; on a CPU it says what that means."""
+    it, name = heading.sweep, heading.fingerprint.name
+    what = f"{it.stage} of {', '.join(it.models)}"
+    why = f" ({engine.why})" if engine.why else ""
+    if not device.is_gpu:
+        return (
+            f"No GPU in use: sweeping {what} on the CPU ({name}) with small defaults, --engine "
+            f"{engine.name}{why}: reference implementations and eager torch. These figures say "
+            "nothing about a GPU."
+        )
+    version = f" {heading.versions['vllm']}" if "vllm" in heading.versions else ""
+    return f"Sweeping {what} on {name}, --engine {engine.name}{version}{why}"
+
+
+def _say_first(heading: Heading, engine: Chosen, device: Device) -> None:
+    from slidesparse.cli.console import make_console
+
+    console = make_console()
+    for line in (
+        first_line(heading, engine, device),
+        f"Stock: {heading.stock}. Timed: {heading.timed}.",
+    ):
+        console.print(line, soft_wrap=True, markup=False)
+
+
+def _list_turns(turns: Sequence[Turn], specs: dict[str, ModelSpec]) -> None:
+    """Print each process with its cells; those with a tensor past 2^31 - 1 elements are marked."""
+    from slidesparse.models import int32_overflows
+
+    cells = sum(len(turn.job.ms) for turn in turns)
+    click.echo(f"{len(turns)} processes, {cells} cells:")
+    for turn in turns:
+        job = turn.job
+        wide = {
+            found.m
+            for found in int32_overflows(
+                specs[job.model].linears(job.tp), job.ms, (job.variant.pattern,)
+            )
+        }
+        marked = ",".join(f"{m} (wide)" if m in wide else str(m) for m in job.ms)
+        click.echo(f"  {turn}: M={marked}")
+
+
+def _check_figure(path: Path | None) -> None:
+    """Refuse a figure that cannot be drawn, before anything is measured.
+
+    Raises:
+        UsageError: matplotlib is missing, or it cannot write such a file.
+    """
+    if path is None:
+        return
+    if find_spec("matplotlib") is None:
+        raise UsageError("--figure needs matplotlib; pip install 'slidesparse[report]'")
+    if path.suffix.lower() not in {".png", ".svg", ".pdf"}:
+        raise UsageError(f"--figure {path}: end its name in .png, .svg or .pdf")
