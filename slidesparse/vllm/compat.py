@@ -9,10 +9,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from torch import fx
+from typing import Any
 
 OLDEST = (0, 25)
 """The first version whose hooks are these."""
@@ -28,7 +25,7 @@ _HOOKS = {
     ),
     "vllm.config": ("get_current_vllm_config_or_none",),
     "vllm.platforms": ("current_platform", "PlatformEnum"),
-    "vllm.compilation.passes.inductor_pass": ("CallableInductorPass",),
+    "vllm.compilation.passes.inductor_pass": ("InductorPass",),
 }
 """What the plug-in needs of vLLM."""
 
@@ -112,6 +109,14 @@ def batch_invariant() -> bool:
     return bool(getattr(importlib.import_module("vllm.envs"), "VLLM_BATCH_INVARIANT", False))
 
 
+def offloads(config: Any) -> bool:
+    """Whether weights are kept on the host: what we pack is none that vLLM knows to move."""
+    offload = getattr(config, "offload_config", None)
+    cpu = getattr(getattr(offload, "uva", None), "cpu_offload_gb", 0)
+    groups = getattr(getattr(offload, "prefetch", None), "offload_group_size", 0)
+    return bool(cpu) or bool(groups)
+
+
 def shards(config: Any) -> int:
     """How many GPUs share each layer of a model."""
     parallel = getattr(config, "parallel_config", None)
@@ -124,37 +129,21 @@ def model_block(config: Any, name: str) -> Any:
     return getattr(getattr(model, "hf_config", None), name, None)
 
 
-def add_pass(config: Any, name: str, change: Callable[[fx.Graph], None], uuid: str) -> None:
-    """Have Inductor run a pass over each compiled graph, after vLLM's own fusions.
+def custom_pass(config: Any, make: Callable[[Any], Any], ours: type) -> Any:
+    """The pass of ours that runs over each graph that Inductor compiles, after vLLM's own fusions.
 
     Args:
-        config: vLLM's configuration, before its model is compiled.
-        name: of the pass, so that it is added once.
-        change: the pass.
-        uuid: changes when the pass does, for the caches of compiled graphs.
+        config: vLLM's configuration, before its model is compiled. Models that share a compilation,
+            such as a draft model and its target, share the pass.
+        make: makes it, of the pass that was there before or None.
+        ours: its class.
     """
     options = config.compilation_config.inductor_compile_config
     key = importlib.import_module("vllm.platforms").current_platform.pass_key
-    before = options.get(key)
-    identity = f"{name}:{uuid}"
-    if before is not None and identity in str(before.uuid()):
-        return
-
-    def both(graph: fx.Graph) -> None:
-        if before is not None:
-            before(graph)
-        change(graph)
-
-    made = importlib.import_module("vllm.compilation.passes.inductor_pass").CallableInductorPass
-    both_uuid = identity if before is None else f"{before.uuid()}+{identity}"
-    options[key] = made(both, both_uuid)
-
-
-def mark_compiled(config: Any, name: str, digest: str) -> None:
-    """Have caches of compiled graphs depend on `digest`: vLLM hashes its additional_config."""
-    held = config.additional_config
-    if isinstance(held, dict):
-        held[name] = digest
+    found = options.get(key)
+    if not isinstance(found, ours):
+        found = options[key] = make(found)
+    return found
 
 
 def norm_ops() -> tuple[Any, Any]:

@@ -8,14 +8,14 @@ A model that is not compiled has no such pass: its linears quantise what they ar
 
 from __future__ import annotations
 
-import hashlib
-import inspect
+import logging
 import operator
-import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from slidesparse.layers.op import (
     add_rmsnorm_linear_op,
@@ -25,7 +25,7 @@ from slidesparse.layers.op import (
 )
 from slidesparse.vllm import compat
 
-NAME = "slidesparse-fusion"
+log = logging.getLogger(__name__)
 
 aten = torch.ops.aten
 _VIEWS = (aten.view.default, aten.reshape.default, aten._unsafe_view.default)
@@ -34,76 +34,92 @@ _END = 2**63 - 1
 """How a graph writes that a slice goes to the end."""
 
 
-def identity() -> str:
-    """Changes when the pass does."""
-    return hashlib.sha256(inspect.getsource(sys.modules[__name__]).encode()).hexdigest()[:16]
-
-
 def fuse(graph: fx.Graph) -> None:
-    """Join what can be joined; leaves the rest as it is."""
+    """Join what can be joined; leaves the rest as it is. Raises nothing."""
     plain, add = compat.norm_ops()
     for node in list(graph.find_nodes(op="call_function", target=linear_op)):
-        source = _only_read(node)
-        if source is None:
+        try:
+            change = _change(graph, node, plain, add)
+        except Exception as error:  # A graph of another kind than was seen; it runs as it is.
+            log.debug("%s stays apart: %s: %s", node, type(error).__name__, error)
             continue
-        if plain is not None and source.target is plain:
-            _fuse_norm(graph, node, source)
-        elif source.target is operator.getitem and source.args[1] == 0:
-            norm = source.args[0]
-            if add is not None and isinstance(norm, fx.Node) and norm.target is add:
-                _fuse_add_norm(graph, node, norm)
-        else:
-            _fuse_silu(graph, node, source)
+        if change is not None:
+            change()
     graph.eliminate_dead_code()
 
 
-def _fuse_norm(graph: fx.Graph, node: fx.Node, norm: fx.Node) -> None:
+Change = Callable[[], None]
+"""What joins a linear with what stands before it; nothing that could fail is left to it."""
+
+
+def _change(graph: fx.Graph, node: fx.Node, plain: Any, add: Any) -> Change | None:
+    source = _only_read(node)
+    if source is None or node.kwargs:
+        return None
+    if plain is not None and source.target is plain:
+        return _join_norm(graph, node, source)
+    if source.target is operator.getitem and source.args[1] == 0:
+        norm = source.args[0]
+        if add is not None and isinstance(norm, fx.Node) and norm.target is add:
+            return _join_add_norm(graph, node, norm)
+    return _join_silu(graph, node, source)
+
+
+def _join_norm(graph: fx.Graph, node: fx.Node, norm: fx.Node) -> Change | None:
     parts = _norm_parts(norm, 1)
     if parts is None:
-        return
+        return None
     (x,), weight, eps = parts
-    tail = _tail(node)
-    with graph.inserting_before(node):
-        fused = graph.call_function(rmsnorm_linear_op, (x, weight, eps, *tail))
-    fused.meta["val"] = node.meta["val"]
-    node.replace_all_uses_with(fused)
-    graph.erase_node(node)
+    return _instead(graph, node, rmsnorm_linear_op, (x, weight, eps, *node.args[1:]))
 
 
-def _fuse_add_norm(graph: fx.Graph, node: fx.Node, norm: fx.Node) -> None:
+def _join_add_norm(graph: fx.Graph, node: fx.Node, norm: fx.Node) -> Change | None:
     parts = _norm_parts(norm, 2)
-    if parts is None:
-        return
+    # The sum may be read before the linear; so may the joined operator's, if its weights are there.
+    if parts is None or not all(_before(each, norm) for each in _nodes(node.args[1:])):
+        return None
     (x, residual), weight, eps = parts
-    tail = _tail(node)
-    # The sum may be read before the linear; so may the fused operator's, if its weights are there.
-    if not all(_before(graph, argument, norm) for argument in _nodes(tail)):
-        return
-    value, summed = node.meta["val"], _meta_of(norm, 1)
-    with graph.inserting_before(norm):
-        fused = graph.call_function(add_rmsnorm_linear_op, (x, residual, weight, eps, *tail))
-        made = graph.call_function(operator.getitem, (fused, 0))
-        sums = graph.call_function(operator.getitem, (fused, 1))
-    fused.meta["val"] = (value, summed)
-    made.meta["val"] = value
-    sums.meta["val"] = summed
-    node.replace_all_uses_with(made)
-    graph.erase_node(node)
-    for user in list(norm.users):
-        if user.target is operator.getitem and user.args[1] == 1:
-            user.replace_all_uses_with(sums)
-            graph.erase_node(user)
+    value, summed = node.meta["val"], norm.meta["val"][1]
+    readers = [user for user in norm.users if user.target is operator.getitem]
+
+    def change() -> None:
+        with graph.inserting_before(norm):
+            joined = graph.call_function(
+                add_rmsnorm_linear_op, (x, residual, weight, eps, *node.args[1:])
+            )
+            made = graph.call_function(operator.getitem, (joined, 0))
+            sums = graph.call_function(operator.getitem, (joined, 1))
+        # Nothing else of the old nodes holds: their "eager_input_vals" are those of other inputs.
+        joined.meta["val"], made.meta["val"], sums.meta["val"] = (value, summed), value, summed
+        node.replace_all_uses_with(made)
+        graph.erase_node(node)
+        for user in readers:
+            if user.args[1] == 1:
+                user.replace_all_uses_with(sums)
+                graph.erase_node(user)
+
+    return change
 
 
-def _fuse_silu(graph: fx.Graph, node: fx.Node, product: fx.Node) -> None:
+def _join_silu(graph: fx.Graph, node: fx.Node, product: fx.Node) -> Change | None:
     gate_up = _gate_up(product)
     if gate_up is None or _value(gate_up).dtype is not _value(product).dtype:
-        return
-    with graph.inserting_before(node):
-        fused = graph.call_function(silu_mul_linear_op, (gate_up, *_tail(node)))
-    fused.meta["val"] = node.meta["val"]
-    node.replace_all_uses_with(fused)
-    graph.erase_node(node)
+        return None
+    return _instead(graph, node, silu_mul_linear_op, (gate_up, *node.args[1:]))
+
+
+def _instead(graph: fx.Graph, node: fx.Node, target: Any, arguments: tuple[Any, ...]) -> Change:
+    """Put a call in the place of a node, with the value that it had."""
+    value = node.meta["val"]
+
+    def change() -> None:
+        with graph.inserting_before(node):
+            joined = graph.call_function(target, arguments)
+        joined.meta["val"] = value
+        node.replace_all_uses_with(joined)
+        graph.erase_node(node)
+
+    return change
 
 
 def _only_read(node: fx.Node) -> fx.Node | None:
@@ -192,20 +208,14 @@ def _uncast(node: Any) -> Any:
     return node
 
 
-def _tail(node: fx.Node) -> tuple[Any, ...]:
-    """The arguments of a linear behind its rows."""
-    assert not node.kwargs
-    return node.args[1:]
-
-
 def _nodes(arguments: Any) -> list[fx.Node]:
     found: list[fx.Node] = []
     fx.map_arg(arguments, lambda node: found.append(node))
     return found
 
 
-def _before(graph: fx.Graph, node: fx.Node, other: fx.Node) -> bool:
-    return node.op == "placeholder" or node.op == "get_attr" or node < other
+def _before(node: fx.Node, other: fx.Node) -> bool:
+    return node.op in ("placeholder", "get_attr") or node < other
 
 
 def _is(node: Any, target: Any) -> bool:
@@ -213,12 +223,10 @@ def _is(node: Any, target: Any) -> bool:
 
 
 def _same_shape(node: fx.Node, other: fx.Node) -> bool:
-    one, two = _value(node), _value(other)
-    return tuple(one.shape) == tuple(two.shape)
-
-
-def _meta_of(norm: fx.Node, index: int) -> Any:
-    return norm.meta["val"][index]
+    one, two = _value(node).shape, _value(other).shape
+    return len(one) == len(two) and all(
+        statically_known_true(a == b) for a, b in zip(one, two, strict=True)
+    )
 
 
 def _value(node: fx.Node) -> torch.Tensor:

@@ -23,10 +23,17 @@ from vllm.platforms import current_platform
 from slidesparse.layers.op import linear_op
 from slidesparse.vllm import compat
 from slidesparse.vllm.session import refusal, session_for
-from slidesparse.vllm.taken import Taken
+from slidesparse.vllm.taken import Packed, Taken, pack
 
 FORM = "slidesparse_form_"
 """Before the names of the layer's parameters that hold further forms of its weight."""
+
+LATENT = "kv_b_proj"
+"""The linear whose weight multi-head latent attention reads itself."""
+
+UNLIKE = ("Marlin",)
+"""In the names of stock kernels that do not quantise activations: layers are readied for them in
+another way."""
 
 
 class _Ours:
@@ -45,9 +52,11 @@ class _Ours:
         """Make the kernel that vLLM would have made, and note the layer."""
         self.config, self.layer_param_names = c, layer_param_names
         self.stock = compat.stock_kernel(type(self), self.kind, c)(c, layer_param_names)
-        self.session = session_for(compat.current_config())
-        self.session.open_layer()
-        self.taken = False
+        config = compat.current_config()
+        self.session = session_for(config)
+        self.layer = self.session.open_layer(config)
+        self.decided: Taken | None = None
+        self.loaded = self.taken = False
 
     def __getattr__(self, name: str) -> Any:
         """Whatever else vLLM looks for is the stock kernel's."""
@@ -78,28 +87,59 @@ class _Ours:
         self,
         layer: nn.Module,
         q: torch.Tensor,
-        scale: torch.Tensor,
-        x_scale: torch.Tensor | None,
+        scales: tuple[torch.Tensor, torch.Tensor | None],
         out: torch.dtype,
     ) -> None:
-        """Take the layer over, or have the stock kernel ready it."""
-        bias = getattr(layer, "bias", None) is not None
-        taken = self.session.take(q, scale, x_scale, out, bias)
-        if taken is None:
+        """Take the layer over, or have the stock kernel ready it; weights may come again later.
+
+        What was decided once stays: graphs that were captured hold it.
+
+        Raises:
+            PatternError: weights that came again break the pattern of the first ones.
+        """
+        packed: Packed | None = None
+        if self.loaded:
+            self.taken = False
+            if self.decided is not None:
+                packed = pack(self.decided, q, *scales)
+        else:
+            packed = self._first(layer, q, scales, out)
+            self.loaded = True
+        if packed is None:
             self.stock.process_weights_after_loading(layer)
         else:
-            self._use(layer, taken)
+            self._use(layer, packed)
 
-    def _use(self, layer: nn.Module, taken: Taken) -> None:
-        names = ["weight", *(f"{FORM}{i}" for i in range(1, len(taken.forms)))]
-        for name, form in zip(names, taken.forms, strict=True):
+    def _first(
+        self,
+        layer: Any,
+        q: torch.Tensor,
+        scales: tuple[torch.Tensor, torch.Tensor | None],
+        out: torch.dtype,
+    ) -> Packed | None:
+        if str(getattr(layer, "prefix", "")).endswith(LATENT):
+            self.session.leave(self.layer, "latent attention reads its weight")
+            return None
+        bias = getattr(layer, "bias", None) is not None
+        whole_k = int(getattr(layer, "input_size", q.shape[1]))
+        made = self.session.decide(self.layer, q, scales, out, bias, whole_k)
+        if made is None:
+            return None
+        self.decided, packed = made
+        return packed
+
+    def _use(self, layer: nn.Module, packed: Packed) -> None:
+        assert self.decided is not None
+        names = ["weight", *(f"{FORM}{i}" for i in range(1, len(packed.forms)))]
+        for name, form in zip(names, packed.forms, strict=True):
             # Parameters, as vLLM's own: a compiled graph takes them as its inputs.
             _replace(layer, name, form)
-        _replace(layer, "weight_scale", taken.scale)
-        self.static = taken.x_scale is not None
-        if taken.x_scale is not None:
-            _replace(layer, "input_scale", taken.x_scale)
-        self.forms, self.plan, self.taken = tuple(names), taken.plan.to_text(), True
+        _replace(layer, "weight_scale", packed.scale)
+        self.static = packed.x_scale is not None
+        if packed.x_scale is not None:
+            _replace(layer, "input_scale", packed.x_scale)
+        self.forms, self.plan = tuple(names), self.decided.plan.to_text()
+        self.taken = True
 
 
 class SlideSparseFP8LinearKernel(_Ours, FP8ScaledMMLinearKernel):  # type: ignore[misc]
@@ -116,18 +156,16 @@ class SlideSparseFP8LinearKernel(_Ours, FP8ScaledMMLinearKernel):  # type: ignor
         activation = c.activation_quant_key.scale
         if activation.static != activation.group_shape.is_per_tensor():
             return False, "activations need a scale per token or one static scale"
-        reason = refusal(compat.current_config())
-        return not reason, reason or None
+        return _may(cls, c)
 
     def process_weights_after_loading(self, layer: nn.Module) -> None:
         """Take over the layer's weight [K, N], a transposed view, or leave it to vLLM."""
         w, w_scale = (getattr(layer, name) for name in self.layer_param_names[:2])
         x_scale, upper = (getattr(layer, name, None) for name in self.layer_param_names[2:])
-        if upper is not None:
-            self.session.leave("its activation scales have an upper bound")
-            self.stock.process_weights_after_loading(layer)
-            return
-        self._offer(layer, w.detach().t(), w_scale, x_scale, self.config.out_dtype)
+        if upper is not None and not self.loaded:
+            self.session.leave(self.layer, "its activation scales have an upper bound")
+            self.loaded = True
+        self._offer(layer, w.detach().t(), (w_scale, x_scale), self.config.out_dtype)
 
     def apply_scaled_mm(self, **operands: Any) -> torch.Tensor:
         """As the stock kernel."""
@@ -145,8 +183,7 @@ class SlideSparseInt8LinearKernel(_Ours, Int8ScaledMMLinearKernel):  # type: ign
         """Symmetric, dynamic activations, and a model that may be taken over."""
         if c.is_static_input_scheme or not c.input_symmetric:
             return False, "symmetric activations with a scale per token are needed"
-        reason = refusal(compat.current_config())
-        return not reason, reason or None
+        return _may(cls, c)
 
     def process_weights_after_loading(self, layer: nn.Module) -> None:
         """Take over the layer's weight [N, K], or leave it to vLLM."""
@@ -157,8 +194,18 @@ class SlideSparseInt8LinearKernel(_Ours, Int8ScaledMMLinearKernel):  # type: ign
             # One scale for each of the linears that vLLM merged: qkv, gate and up.
             widths = torch.tensor(merged, device=scale.device)
             scale = scale.reshape(-1).repeat_interleave(widths)
-        out = self.session.config.model_config.dtype
-        self._offer(layer, w.detach(), scale, None, out)
+        self._offer(layer, w.detach(), (scale, None), self.layer.dtype)
+
+
+def _may(ours: type[_Ours], c: Any) -> tuple[bool, str | None]:
+    """Whether a layer of this description may be one of ours, and why not."""
+    reason = refusal(compat.current_config())
+    if reason:
+        return False, reason
+    stock = compat.stock_kernel(ours, ours.kind, c).__name__
+    if any(name in stock for name in UNLIKE):
+        return False, f"vLLM would run {stock}, which callers ask about by its class"
+    return True, None
 
 
 def install() -> None:

@@ -42,7 +42,9 @@ def parse_options(additional: object) -> Options:
     Raises:
         UsageError: a key or a value is unknown; names it and what there is.
     """
-    given = additional.get(SECTION, {}) if isinstance(additional, Mapping) else {}
+    given = additional.get(SECTION) if isinstance(additional, Mapping) else None
+    if given is None:
+        return Options()
     if not isinstance(given, Mapping):
         raise UsageError(f"additional_config's {SECTION} is {given!r}; give an object")
     known = {"off", "memory_format", "patterns", "cache_dir"}
@@ -85,4 +87,7 @@ def _folder(value: Any) -> Path | None:
         return None
     if not isinstance(value, str) or not value:
         raise UsageError(f"{SECTION}.cache_dir is {value!r}; give a folder")
-    return Path(value).expanduser()
+    try:
+        return Path(value).expanduser()
+    except RuntimeError as error:  # "~name" of nobody.
+        raise UsageError(f"{SECTION}.cache_dir is {value!r}: {error}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -11,10 +12,16 @@ from slidesparse import vllm_gemm
 from slidesparse.candidate import Candidate
 from slidesparse.errors import CandidateError
 from slidesparse.layers.layer_plan import DENSE_FORM, LayerPlan, Step
-from slidesparse.layers.planning import LayerShape, Timed, choose_plan, measured_ways
+from slidesparse.layers.planning import (
+    SMALLEST,
+    LayerShape,
+    Timed,
+    choose_plan,
+    measured_ways,
+)
 from slidesparse.layers.prepared import prepared
 from slidesparse.layers.vllm_way import VllmWay
-from slidesparse.layers.weight import to_format
+from slidesparse.layers.weight import format_bytes, to_format
 from slidesparse.pattern import DENSE, Pattern
 from slidesparse.problem import SMALLEST_BUCKET
 from slidesparse.slide import detect_pattern
@@ -31,20 +38,18 @@ class LeftToVllm(Exception):
 
 @dataclass(frozen=True)
 class Taken:
-    """One layer that runs ours.
+    """What was decided for a layer that runs ours. Holds no weights: vLLM may move or drop them.
 
     Args:
         plan: what runs for which number of tokens.
-        forms: of the weight, in the plan's order.
-        scale: [N] float32 of the weight.
-        x_scale: [1] float32 of the activations, or None for one per token.
+        found: the sparsest pattern that the weight satisfies; the plan's may be dense instead.
+        static: whether the activations have one scale, which the checkpoint holds.
         ways: what was measured, by M bucket.
     """
 
     plan: LayerPlan
-    forms: tuple[torch.Tensor, ...]
-    scale: torch.Tensor
-    x_scale: torch.Tensor | None
+    found: Pattern
+    static: bool
     ways: Mapping[int, tuple[Timed, ...]]
 
     def times(self, bucket: int) -> tuple[float, float] | None:
@@ -55,24 +60,37 @@ class Taken:
         dense = [timed.us for timed in ways if not timed.candidate.sparse]
         return (min(ours), min(dense)) if ours and dense else None
 
+    def __str__(self) -> str:
+        """All that a compiled graph holds of the layer."""
+        return f"{self.plan.to_text()} static={self.static}"
 
-def take(
-    q: torch.Tensor,
-    scale: torch.Tensor,
-    x_scale: torch.Tensor | None,
-    out: torch.dtype,
-    bias: bool,
-    options: Options,
+
+class Packed(NamedTuple):
+    """The tensors of a layer that runs ours.
+
+    Args:
+        forms: of the weight, in the plan's order.
+        scale: [N] float32 of the weight.
+        x_scale: [1] float32 of the activations, or None for one per token.
+    """
+
+    forms: tuple[torch.Tensor, ...]
+    scale: torch.Tensor
+    x_scale: torch.Tensor | None
+
+
+def decide(
+    q: torch.Tensor, out: torch.dtype, bias: bool, static: bool, options: Options, room: int
 ) -> Taken:
-    """Take a layer over.
+    """Decide whether and how a layer runs ours.
 
     Args:
         q: [N, K] float8_e4m3fn or int8, where it will run.
-        scale: [N] float32, or one value for all.
-        x_scale: a static activation scale, or None for one per token.
         out: dtype of the result.
         bias: whether one is added.
+        static: whether the activations have one static scale.
         options: of the plug-in.
+        room: bytes that the forms of the weight may take beyond those of the weight itself.
 
     Raises:
         LeftToVllm: nothing was measured for it, or it cannot run here.
@@ -82,30 +100,50 @@ def take(
     if out not in (torch.bfloat16, torch.float16):
         raise LeftToVllm(f"it gives {out}")
     n, k = q.shape
-    pattern = pattern_of(q, options)
-    shape = LayerShape(n, k, pattern, DTYPES[q.dtype], DTYPES[out], bias)
+    found = detect_pattern(q, LARGEST_BLOCK)
+    allowed = options.patterns is None or found in options.patterns
+    shape = LayerShape(n, k, found if allowed else DENSE, DTYPES[q.dtype], DTYPES[out], bias)
     ways = planned_ways(shape, q.device)
     plan = choose_plan(shape, ways, options.memory_format)
     if plan is None:
         raise LeftToVllm("no tuning result")
-    text = plan.to_text()
+    if bytes_of(plan) - n * k > room:
+        plan = choose_plan(shape, ways, SMALLEST) or plan
+    if static and all(step.candidate.backend == vllm_gemm.BACKEND for step in plan.steps):
+        # vLLM joins static scales with attention and collectives, which we do not.
+        raise LeftToVllm("static activations, and vLLM's own GEMM is the fastest")
     try:
-        prepared(text, q.device.type, q.device.index or 0)
+        prepared(plan.to_text(), q.device.type, q.device.index or 0)
     except CandidateError as error:
         raise LeftToVllm(str(error)) from error
-    return Taken(
-        plan=plan,
-        forms=tuple(to_format(q, pattern, name) for name in plan.forms),
-        scale=scale.detach().float().reshape(-1).expand(n).contiguous(),
+    return Taken(plan, found, static, ways)
+
+
+def bytes_of(plan: LayerPlan) -> int:
+    """Of all forms of the weight that a plan reads."""
+    return sum(format_bytes(form, plan.n, plan.k, plan.pattern) for form in plan.forms)
+
+
+def pack(
+    taken: Taken, q: torch.Tensor, scale: torch.Tensor, x_scale: torch.Tensor | None
+) -> Packed:
+    """Bring a layer's weight into the forms that its plan reads.
+
+    Args:
+        taken: what was decided.
+        q: [N, K] as `decide` saw it, or other values of the same pattern.
+        scale: [N] float32, or one value for all.
+        x_scale: a static activation scale, or None.
+
+    Raises:
+        PatternError: the weight breaks the pattern of the plan.
+    """
+    plan = taken.plan
+    return Packed(
+        forms=tuple(to_format(q, plan.pattern, name) for name in plan.forms),
+        scale=scale.detach().float().reshape(-1).expand(plan.n).contiguous(),
         x_scale=None if x_scale is None else x_scale.detach().float().reshape(1),
-        ways=ways,
     )
-
-
-def pattern_of(q: torch.Tensor, options: Options) -> Pattern:
-    """The sparsest pattern that the weight satisfies, dense if it may not run sparse."""
-    found = detect_pattern(q, LARGEST_BLOCK)
-    return found if options.patterns is None or found in options.patterns else DENSE
 
 
 def planned_ways(shape: LayerShape, device: torch.device) -> dict[int, tuple[Timed, ...]]:

@@ -11,7 +11,11 @@ from slidesparse.pattern import Pattern
 from slidesparse.vllm.options import Options, parse_options
 
 
-@pytest.mark.parametrize("additional", [{}, None, {"other": 1}, {"slidesparse": {}}, object()])
+@pytest.mark.parametrize(
+    "additional",
+    [{}, None, {"other": 1}, {"slidesparse": {}}, {"slidesparse": None}, object()],
+    ids=str,
+)
 def test_nothing_said(additional):
     assert parse_options(additional) == Options()
 
@@ -50,6 +54,10 @@ def test_all_of_them():
             'slidesparse.patterns is \'2:4\'; give a list such as ["2:4", "6:8"]',
         ),
         ({"cache_dir": ""}, "slidesparse.cache_dir is ''; give a folder"),
+        (
+            {"cache_dir": "~nobody-here/x"},
+            "slidesparse.cache_dir is '~nobody-here/x': Could not determine home directory.",
+        ),
     ],
 )
 def test_what_cannot_be_read_is_said(given, message):

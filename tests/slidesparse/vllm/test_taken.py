@@ -9,6 +9,7 @@ import vllm_layers as layers
 
 from slidesparse import vllm_gemm
 from slidesparse.candidate import Candidate
+from slidesparse.errors import PatternError
 from slidesparse.layers.planning import LayerShape, Timed, choose_plan
 from slidesparse.pattern import DENSE, Pattern
 from slidesparse.problem import DType
@@ -67,63 +68,133 @@ class TestTheGemmOfVllm:
         assert taken.stock_candidate(SHAPE, torch.device("cpu")) is None
 
 
+def weight(pattern, n=16, k=96):
+    w = checks.linear_of(n, k, pattern).weight.detach()
+    return (w * 50).round().clamp(-127, 127).to(torch.int8)
+
+
+def decide(q, options=None, out=torch.bfloat16, static=False, room=2**40):
+    return taken.decide(q, out, False, static, options or Options(), room)
+
+
 class TestPattern:
-    def weight(self, pattern):
-        w = checks.linear_of(16, 96, pattern).weight.detach()
-        return (w * 50).round().clamp(-127, 127).to(torch.int8)
+    @pytest.fixture(autouse=True)
+    def measured(self, monkeypatch):
+        monkeypatch.setattr(taken, "measured_ways", layers.ways_of(16, 4096))
 
     @pytest.mark.parametrize("pattern", ["2:4", "4:6", "6:8", "8:10", "dense"])
     def test_is_the_sparsest_that_the_weight_satisfies(self, pattern):
-        assert taken.pattern_of(self.weight(pattern), Options()) == Pattern.parse(pattern)
+        made = decide(weight(pattern))
+        assert made.found == made.plan.pattern == Pattern.parse(pattern)
 
     def test_runs_dense_if_it_is_not_allowed(self):
         only = Options(patterns=frozenset({TWO}))
-        assert taken.pattern_of(self.weight("6:8"), only) == DENSE
-        assert taken.pattern_of(self.weight("2:4"), only) == TWO
+        made = decide(weight("6:8"), only)
+        assert (made.found, made.plan.pattern) == (SIX, DENSE)
+        assert decide(weight("2:4"), only).plan.pattern == TWO
 
-    def test_k_that_is_cut_inside_a_block_is_still_seen(self):
-        """A tensor-parallel shard of 6:8 whose K is no multiple of 8: its blocks are other ones."""
-        w = self.weight("6:8")
-        assert taken.pattern_of(w[:, :48].contiguous(), Options()) == SIX
-        cut = taken.pattern_of(w[:, 4:52].contiguous(), Options())
-        assert cut.zeros < SIX.zeros  # No longer 6:8: dense, or what the weight is by chance.
+    def test_k_that_is_cut_inside_a_block_is_another_one(self):
+        """A tensor-parallel shard of 6:8 whose K begins inside a block of 8."""
+        w = weight("6:8")
+        assert decide(w[:, :48].contiguous()).found == SIX
+        assert decide(w[:, 4:52].contiguous()).found.zeros < SIX.zeros
 
 
-class TestTake:
-    def take(self, monkeypatch, out=torch.bfloat16, scale=None, shape=(16, 96)):
+class TestDecision:
+    @pytest.fixture(autouse=True)
+    def measured(self, monkeypatch):
         monkeypatch.setattr(taken, "measured_ways", layers.ways_of(16, 4096))
-        w = checks.linear_of(*shape, "6:8").weight.detach()
-        q = (w * 50).round().clamp(-127, 127).to(torch.int8)
-        given = torch.full((shape[0], 1), 0.02) if scale is None else scale
-        return q, taken.take(q, given, None, out, False, Options())
 
-    def test_keeps_the_weight_and_one_scale_for_each_row(self, monkeypatch):
-        q, made = self.take(monkeypatch)
-        assert torch.equal(made.forms[0], q)
-        assert torch.equal(made.scale, torch.full((16,), 0.02))
-        assert made.x_scale is None
-
-    def test_one_scale_for_all_rows(self, monkeypatch):
-        _, made = self.take(monkeypatch, scale=torch.tensor(0.5, dtype=torch.bfloat16))
-        assert torch.equal(made.scale, torch.full((16,), 0.5))
-        assert made.scale.is_contiguous()
-        assert made.scale.dtype is torch.float32
-
-    def test_says_what_it_expects(self, monkeypatch):
-        _, made = self.take(monkeypatch)
+    def test_says_what_it_expects(self):
+        made = decide(weight("6:8"))
         assert made.times(4096) == (10.0, 10.0)
         assert made.times(64) is None
 
-    def test_leaves_results_that_it_cannot_give(self, monkeypatch):
+    def test_expects_what_was_measured(self):
+        """The gain is over the dense way, not the other way round."""
+        plan = choose_plan(SHAPE, ways((CUBLASLT, 12.0), (NATIVE, 8.0)))
+        made = taken.Taken(plan, SIX, False, ways((CUBLASLT, 12.0), (NATIVE, 8.0)))
+        assert made.times(4096) == (8.0, 12.0)
+
+    def test_leaves_results_that_it_cannot_give(self):
         with pytest.raises(taken.LeftToVllm, match=r"^it gives torch.float32$"):
-            self.take(monkeypatch, out=torch.float32)
+            decide(weight("6:8"), out=torch.float32)
 
-    def test_leaves_what_was_not_measured(self, monkeypatch):
-        q = torch.zeros(16, 96, dtype=torch.int8)
-        with pytest.raises(taken.LeftToVllm, match=r"^no tuning result$"):
-            taken.take(q, torch.ones(16), None, torch.bfloat16, False, Options())
-
-    def test_leaves_what_is_no_matrix(self, monkeypatch):
+    def test_leaves_what_is_no_matrix(self):
         q = torch.zeros(2, 16, 96, dtype=torch.int8)
         with pytest.raises(taken.LeftToVllm, match=r"^a weight of shape \(2, 16, 96\)$"):
-            taken.take(q, torch.ones(16), None, torch.bfloat16, False, Options())
+            decide(q)
+
+    def test_leaves_what_was_not_measured(self, monkeypatch):
+        monkeypatch.setattr(taken, "measured_ways", layers.ways_of())
+        with pytest.raises(taken.LeftToVllm, match=r"^no tuning result$"):
+            decide(weight("6:8"))
+
+
+class TestRoom:
+    """Several forms of a weight only where the GPU has room for them."""
+
+    @pytest.fixture(autouse=True)
+    def two_forms(self, hopper, monkeypatch):
+        first = {16: (Timed(TORCH, 1.0, 0.1), Timed(NATIVE, 3.0, 0.1))}
+        hopper |= {**first, **ways((TORCH, 9.0), (NATIVE, 5.0))}
+        monkeypatch.setattr(taken, "stock_candidate", lambda shape, device: None)
+        monkeypatch.setattr(taken, "prepared", lambda *arguments: None)
+        monkeypatch.setattr("slidesparse.layers.ways.Native.refusal", lambda *arguments: None)
+
+    def test_enough(self):
+        made = decide(weight("2:4", 64, 128))
+        assert made.plan.forms == ("dense", "native")
+        assert taken.bytes_of(made.plan) == 64 * 128 * 13 // 8
+
+    def test_too_little_keeps_the_smallest(self):
+        made = decide(weight("2:4", 64, 128), room=64 * 128 * 5 // 8 - 1)
+        assert made.plan.forms == ("native",)
+
+    def test_just_enough(self):
+        made = decide(weight("2:4", 64, 128), room=64 * 128 * 5 // 8)
+        assert made.plan.forms == ("dense", "native")
+
+
+def test_static_activations_stay_where_nothing_is_faster(hopper, monkeypatch):
+    """Joined with attention and collectives in vLLM, and not by us."""
+    monkeypatch.setattr(taken, "prepared", lambda *arguments: None)
+    monkeypatch.setattr(taken, "stock_candidate", lambda shape, device: HERE)
+    hopper |= ways((CUBLASLT, 10.0))
+    reason = r"^static activations, and vLLM's own GEMM is the fastest$"
+    with pytest.raises(taken.LeftToVllm, match=reason):
+        decide(weight("dense"), static=True)
+    assert decide(weight("dense")).plan.at(4096).candidate.backend == "vllm"
+
+
+class TestPack:
+    def pack(self, monkeypatch, scale, q=None, x_scale=None):
+        monkeypatch.setattr(taken, "measured_ways", layers.ways_of(16))
+        first = weight("6:8")
+        return first, taken.pack(decide(first), first if q is None else q, scale, x_scale)
+
+    def test_keeps_the_weight_and_one_scale_for_each_row(self, monkeypatch):
+        q, packed = self.pack(monkeypatch, torch.full((16, 1), 0.02))
+        assert torch.equal(packed.forms[0], q)
+        assert torch.equal(packed.scale, torch.full((16,), 0.02))
+        assert packed.x_scale is None
+
+    def test_one_scale_for_all_rows(self, monkeypatch):
+        _, packed = self.pack(monkeypatch, torch.tensor(0.5, dtype=torch.bfloat16))
+        assert torch.equal(packed.scale, torch.full((16,), 0.5))
+        assert packed.scale.is_contiguous()
+        assert packed.scale.dtype is torch.float32
+
+    def test_a_static_scale_has_one_dimension(self, monkeypatch):
+        _, packed = self.pack(monkeypatch, torch.ones(16, 1), x_scale=torch.tensor(0.25))
+        assert torch.equal(packed.x_scale, torch.tensor([0.25]))
+
+    def test_weights_that_break_the_pattern_of_the_plan(self, hopper, monkeypatch):
+        """They came again, as a trainer sends them, and nobody pruned them."""
+        monkeypatch.setattr(taken, "prepared", lambda *arguments: None)
+        monkeypatch.setattr("slidesparse.layers.ways.Native.refusal", lambda *arguments: None)
+        hopper |= ways((NATIVE, 5.0))
+        made = decide(weight("2:4", 64, 128))
+        assert made.plan.forms == ("native",)
+        with pytest.raises(PatternError, match="2:4"):
+            taken.pack(made, weight("dense", 64, 128), torch.ones(64), None)

@@ -78,7 +78,8 @@ def served(gpu, root, tmp_path_factory):
                     tool("search", *search, "--scales", "rowcol", cache=tuned)
                 section = options.setdefault("additional", {}).setdefault("slidesparse", {})
                 section["cache_dir"] = str(tuned)
-            made[key] = probe(root, place / "out.json", folder, options)
+            found = probe(root, place / "out.json", folder, options)
+            made[key] = found | {"folder": str(folder)}
         return made[key]
 
     return run
@@ -181,6 +182,24 @@ class TestNeverInTheWay:
         found = served("fp8", "6:8", additional=option)
         assert "12 of 12 W8A8 linears taken" in found["summary"]
         assert distance(found, served("fp8", "6:8", additional=OFF)) <= 0.03
+
+
+@pytest.mark.slow
+def test_a_graph_that_was_compiled_for_other_plans_is_not_run(served, root, tmp_path):
+    """Same options, same files, one cache of compiled graphs; the tuning results grow between."""
+    stock = served("fp8", "6:8", additional=OFF)
+    folder, tuned = Path(stock["folder"]), tmp_path / "tuned"
+    options = {"additional": {"slidesparse": {"cache_dir": str(tuned)}}}
+    backends = []
+    for m, names in (("16", "torch"), ("16,64,512", "torch,native")):
+        shared = ("search", "--model", str(folder), "--dtype", "fp8", "--scales", "rowcol")
+        limits = ("--m", m, "--patterns", "dense,6:8", "--effort", "quick", "--fresh")
+        tool(*shared, *limits, "--backends", names, cache=tuned)
+        found = probe(root, tmp_path / "out.json", folder, json.loads(json.dumps(options)))
+        assert "12 of 12 W8A8 linears taken" in found["summary"]
+        assert distance(found, stock) <= 0.03
+        backends.append(found["backends"])
+    print(f"plans of {backends[0]}, then {backends[1]}")
 
 
 @pytest.mark.slow
