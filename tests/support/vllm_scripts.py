@@ -52,6 +52,11 @@ def write_config(folder: Path, **changes: Any) -> Path:
     return folder
 
 
+def beside_its_modules(**changes: str) -> dict[str, str]:
+    """An environment in which a script of this folder finds the modules that lie beside it."""
+    return {**os.environ, "PYTHONSAFEPATH": "", **changes}
+
+
 def run_script(name: str, cache: Path, settings: dict[str, Any], *arguments: str) -> dict[str, Any]:
     """What a script prints as JSON in its last line.
 
@@ -64,7 +69,7 @@ def run_script(name: str, cache: Path, settings: dict[str, Any], *arguments: str
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name(name)), *arguments],
         input=json.dumps(settings),
-        env={**os.environ, "SLIDESPARSE_CACHE_DIR": str(cache), "VLLM_CACHE_ROOT": str(cache)},
+        env=beside_its_modules(SLIDESPARSE_CACHE_DIR=str(cache), VLLM_CACHE_ROOT=str(cache)),
         capture_output=True,
         text=True,
         timeout=TIMEOUT,

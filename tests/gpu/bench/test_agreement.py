@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +10,7 @@ import pytest
 pytest.importorskip("vllm", reason="vLLM is not installed: it is what the plug-in is compared with")
 
 import torch
+from run_tool import run_tool
 from tiny_models import tiny_model
 
 from slidesparse.bench.agreement_record import AgreementRecord, read_json
@@ -59,27 +57,16 @@ def converted(place: Path, dtype: str, pattern: str) -> Path:
     return folder
 
 
-def tool(*arguments: str, cache: Path) -> str:
-    """Run a command of the package; what it prints."""
-    done = subprocess.run(
-        [sys.executable, "-m", "slidesparse", *arguments],
-        env=os.environ | {"SLIDESPARSE_CACHE_DIR": str(cache), "HF_HUB_OFFLINE": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=SECONDS,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-6000:]
-    return done.stdout
-
-
 def compared(place: Path, folder: Path, cache: Path, *arguments: str) -> AgreementRecord:
     """The record of a run; the plug-in finds its tuning results in `cache`."""
     file = place / f"{folder.name}.json"
     given = ("--text", str(place / "ids.json"), "--tokens", "500", "--length", "128")
     shared = (*given, *LIMITS, "--json", str(file))
-    print(tool("bench", "agreement", str(folder), *shared, *arguments, cache=cache))
+    print(
+        run_tool(
+            "bench", "agreement", str(folder), *shared, *arguments, cache=cache, seconds=SECONDS
+        )
+    )
     return read_json(file)
 
 
@@ -90,7 +77,7 @@ def test_ours_gives_what_stock_gives(place: Path, dtype: str, pattern: str) -> N
     cache = place / f"tuned-{folder.name}"
     wanted = ("--model", str(folder), "--dtype", dtype, "--patterns", f"dense,{pattern}")
     effort = ("--m", "16,64,512", "--effort", "quick", "--scales", "rowcol")
-    tool("search", *wanted, *effort, cache=cache)
+    run_tool("search", *wanted, *effort, cache=cache, seconds=SECONDS)
     record = compared(place, folder, cache, *REQUESTS)
     (checkpoint,) = record.checkpoints
     assert len(checkpoint.pairs) == 4

@@ -14,6 +14,7 @@ import pytest
 pytest.importorskip("vllm", reason="vLLM is not installed: it is what the plug-in is for")
 
 import torch
+from run_tool import run_tool
 from tiny_models import tiny_model
 
 from slidesparse.cache import TuningCache
@@ -34,20 +35,6 @@ SIZES = {
 }
 SECONDS = 400
 CASES = [("fp8", "6:8"), ("fp8", "2:4"), ("int8", "6:8")]
-
-
-def tool(*arguments: str, cache: Path) -> None:
-    """Run a command of the package."""
-    done = subprocess.run(
-        [sys.executable, "-m", "slidesparse", *arguments],
-        env=os.environ | {"SLIDESPARSE_CACHE_DIR": str(cache)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=SECONDS,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-4000:]
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +62,7 @@ def served(gpu, root, tmp_path_factory):
                 if not tuned.exists():
                     shared = ("--model", str(folder), "--dtype", dtype, "--tp", tp, "--patterns")
                     search = (*shared, f"dense,{pattern}", "--m", "16,64,512", "--effort", "quick")
-                    tool("search", *search, "--scales", "rowcol", cache=tuned)
+                    run_tool("search", *search, "--scales", "rowcol", cache=tuned)
                 section = options.setdefault("additional", {}).setdefault("slidesparse", {})
                 section["cache_dir"] = str(tuned)
             found = probe(root, place / "out.json", folder, options)
@@ -194,7 +181,7 @@ def test_a_graph_that_was_compiled_for_other_plans_is_not_run(served, root, tmp_
     for m, names in (("16", "torch"), ("16,64,512", "torch,native")):
         shared = ("search", "--model", str(folder), "--dtype", "fp8", "--scales", "rowcol")
         limits = ("--m", m, "--patterns", "dense,6:8", "--effort", "quick", "--fresh")
-        tool(*shared, *limits, "--backends", names, cache=tuned)
+        run_tool(*shared, *limits, "--backends", names, cache=tuned)
         found = probe(root, tmp_path / "out.json", folder, json.loads(json.dumps(options)))
         assert "12 of 12 W8A8 linears taken" in found["summary"]
         assert distance(found, stock) <= 0.03

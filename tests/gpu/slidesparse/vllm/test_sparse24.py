@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ pytest.importorskip("vllm", reason="vLLM is not installed: it is what runs the c
 
 import torch
 from two_four_models import save_both
+from vllm_scripts import beside_its_modules
 
 SIZES = {
     "hidden_size": 256,
@@ -37,7 +37,7 @@ def run(
     script = root / "tests" / "support" / "vllm_generate.py"
     return subprocess.run(
         [sys.executable, str(script), str(out), str(folder), json.dumps(additional or {})],
-        env=os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "HF_HUB_OFFLINE": "1"},
+        env=beside_its_modules(VLLM_ENABLE_V1_MULTIPROCESSING="0", HF_HUB_OFFLINE="1"),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
