@@ -1,7 +1,7 @@
 """What differs between versions of vLLM, or may, in one place: names, and where they are.
 
-Read from vLLM 0.25.1. Everything else in this package goes through here or through the classes
-that vLLM documents for plug-ins. vllm is imported by functions only.
+Read from vLLM 0.25.1 and 0.33.0. Everything else in this package goes through here or through the
+classes that vLLM documents for plug-ins. vllm is imported by functions only.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 OLDEST = (0, 25)
@@ -86,10 +87,11 @@ def stock_kernel(ours: type, kind: str, config: Any) -> type:
         ValueError: vLLM has none that can implement the layer.
     """
     platform = importlib.import_module("vllm.platforms").current_platform
-    others = [kernel for kernel in kernels_of(kind) if kernel is not ours]
-    chosen: type = _linear_kernels().choose_scaled_mm_linear_kernel(
-        config, {platform._enum: others}
-    )
+    others = {platform._enum: [kernel for kernel in kernels_of(kind) if kernel is not ours]}
+    choose = _linear_kernels().choose_scaled_mm_linear_kernel
+    # Since 0.33; it only selects among the backends that a user asked for, and then we are off.
+    named = {"quantization": kind} if "quantization" in signature(choose).parameters else {}
+    chosen: type = choose(config, others, **named)
     return chosen
 
 
@@ -100,8 +102,9 @@ def current_config() -> Any:
 
 def wants_other_backend(config: Any) -> bool:
     """Whether the user asked for linear kernels of a certain backend."""
-    wanted = getattr(getattr(config, "kernel_config", None), "linear_backend", "auto")
-    return wanted != "auto"
+    kernels = getattr(config, "kernel_config", None)
+    wanted = getattr(kernels, "linear_backend", "auto")
+    return wanted != "auto" or bool(getattr(kernels, "linear_backend_per_quant", None))
 
 
 def batch_invariant() -> bool:

@@ -198,11 +198,14 @@ class SlideSparseInt8LinearKernel(_Ours, Int8ScaledMMLinearKernel):  # type: ign
 
 
 def _may(ours: type[_Ours], c: Any) -> tuple[bool, str | None]:
-    """Whether a layer of this description may be one of ours, and why not."""
-    reason = refusal(compat.current_config())
-    if reason:
-        return False, reason
-    stock = compat.stock_kernel(ours, ours.kind, c).__name__
+    """Whether a layer of this description may be one of ours, and why not. Raises nothing."""
+    try:
+        reason = refusal(compat.current_config())
+        if reason:
+            return False, reason
+        stock = compat.stock_kernel(ours, ours.kind, c).__name__
+    except Exception as error:  # vLLM then goes on with its own classes, and says what it lacks.
+        return False, f"{type(error).__name__}: {error}"
     if any(name in stock for name in UNLIKE):
         return False, f"vLLM would run {stock}, which callers ask about by its class"
     return True, None

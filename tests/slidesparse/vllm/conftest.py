@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 
 import pytest
@@ -19,6 +20,9 @@ def vllm_group(tmp_path_factory):
         compressed_tensors,  # noqa: F401
     )
 
+    # They ask the platform when they are imported, and would look up CUDA operators.
+    for name in ("utils.w8a8_utils", "online.fp8"):
+        importlib.import_module(f"vllm.model_executor.layers.quantization.{name}")
     if not parallel_state.model_parallel_is_initialized():
         place = tmp_path_factory.mktemp("group") / "store"
         with set_current_vllm_config(VllmConfig(device_config=DeviceConfig(device="cpu"))):
@@ -36,5 +40,8 @@ def cuda_platform(vllm_group, monkeypatch) -> Iterator[None]:
     capability = DeviceCapability(9, 0)
     for name, value in (("get_device_capability", capability), ("has_device_capability", True)):
         monkeypatch.setattr(current_platform, name, lambda *a, v=value, **k: v, raising=False)
+    # Newer versions ask a CUDA operator what the GPU can do.
+    operators = importlib.import_module("vllm._custom_ops")
+    monkeypatch.setattr(operators, "cutlass_scaled_mm_supports_fp8", lambda capability: True)
     yield
     torch.set_default_dtype(torch.float32)
