@@ -18,13 +18,13 @@ from slidesparse.bench.agreement_requests import Request, Trial
 from slidesparse.bench.sweep_job import Mode, System
 from slidesparse.bench.sweep_vllm import check_system
 from slidesparse.bench.sweep_vllm_compat import (
+    EXTENSION,
     facts,
     greedy,
     is_memory_error,
     plugin_options,
     prepare,
 )
-from slidesparse.bench.sweep_vllm_worker import EXTENSION
 from slidesparse.devices import Device
 from slidesparse.errors import UsageError
 

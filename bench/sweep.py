@@ -105,7 +105,7 @@ class Limits:
     Args:
         build: for the model.
         cell: for one cell.
-        budget: for the whole sweep, None for no end. A cell that runs is not cut off.
+        budget: after which no process starts, None for no end. One that runs is not cut off.
     """
 
     build: float = BUILD_TIMEOUT
@@ -167,7 +167,7 @@ class SweepRunner:
                 worker.stop()
                 yield from (Outcome(turn.key(m), failure) for m in lost)
                 return
-            while left and not self._spent():
+            while left:  # A model that is built is worth its cells, budget or not.
                 m = left.pop(0)
                 self._notify(f"{turn} M={m}")
                 found, fresh = self._cell(worker, m)

@@ -20,6 +20,7 @@ entered and left with the engine's queue full: no synchronisation drains it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,6 +29,7 @@ from slidesparse.bench.sweep_job import CellTime, Engine, Job, Mode, Stage, Syst
 from slidesparse.bench.sweep_vllm_cells import Cells
 from slidesparse.bench.sweep_vllm_compat import (
     DEFAULT_SEQUENCES,
+    EXTENSION,
     LiveEngine,
     facts,
     is_memory_error,
@@ -37,13 +39,16 @@ from slidesparse.bench.sweep_vllm_compat import (
 from slidesparse.bench.sweep_vllm_model import Served, serve
 from slidesparse.bench.sweep_vllm_steps import prompt_lengths
 from slidesparse.bench.sweep_vllm_weights import LOAD_FORMAT
-from slidesparse.bench.sweep_vllm_worker import EXTENSION
 from slidesparse.devices import Device
 from slidesparse.errors import UsageError
 from slidesparse.pattern import DENSE
 
 SLACK = 16
 """Tokens that max_model_len has beyond the longest sequence; vLLM keeps one for what comes next."""
+
+MODEL_LENGTH = 2048
+"""Of every engine, if the model takes it: vLLM's compiled graphs are cached by it, and those of
+prefill and decode are the same."""
 
 
 class VllmEngine(Engine):
@@ -149,7 +154,7 @@ def engine_arguments(job: Job, served: Served) -> dict[str, Any]:
         "skip_tokenizer_init": True,
         "tensor_parallel_size": job.tp,
         "seed": job.seed,
-        "max_model_len": min(longest + SLACK, served.longest),
+        "max_model_len": min(max(longest + SLACK, MODEL_LENGTH), served.longest),
         "enable_prefix_caching": False,
         "enforce_eager": job.mode is Mode.EAGER,
         "worker_extension_cls": EXTENSION,
@@ -167,7 +172,7 @@ def engine_arguments(job: Job, served: Served) -> dict[str, Any]:
 
 
 def check_system(system: System, said: Mapping[str, str]) -> None:
-    """Make sure that the plug-in is loaded for ours, and only for ours.
+    """Make sure that the plug-in runs layers for ours, and is off for stock.
 
     Args:
         system: that was asked for.
@@ -183,6 +188,9 @@ def check_system(system: System, said: Mapping[str, str]) -> None:
             "slidesparse in this environment, so that its entry point is known, and leave "
             "VLLM_PLUGINS unset"
         )
+    counted = re.search(r"(\d+) of \d+ W8A8 linears taken", said.get("slidesparse", ""))
+    if system is System.OURS and counted is not None and int(counted[1]) == 0:
+        raise UsageError(f"the plug-in took no layer, which would be stock again: {counted.string}")
     if system is System.STOCK and there:
         raise UsageError(f"the plug-in is on in what should be stock vLLM: {said['slidesparse']}")
 

@@ -10,13 +10,13 @@ from slidesparse.bench.sweep_job import Job, Stage
 from slidesparse.bench.sweep_vllm_compat import MOST_IDLE, LiveEngine
 from slidesparse.bench.sweep_vllm_steps import (
     LEAD_DECODE,
-    LEAD_PREFILL,
     SPARE,
     StepError,
     check_decode,
     check_prefill,
     decode_samples,
     decoded_per_sample,
+    lead_prefill,
     prefill_samples,
     prompt_lengths,
     steps_per_sample,
@@ -85,18 +85,19 @@ class Cells:
             self._enqueue(lengths * TRIAL, 1, seed=m)
             self._advance(TRIAL)
             check_prefill(steps, m, len(lengths), self._capacity())
-            per_sample = steps_per_sample(steps[-1].time - steps[-2].time)
+            one = steps[-1].time - steps[-2].time
+            per_sample, lead = steps_per_sample(one), lead_prefill(one)
             live.abort()  # Nothing is left but what the engine keeps of it.
             self._log.clear()
             timed = per_sample * repeats
-            self._enqueue(lengths * (LEAD_PREFILL + timed + SPARE), 1, seed=-m)
+            self._enqueue(lengths * (lead + timed + SPARE), 1, seed=-m)
             self._advance(1)
             with Watch(self._devices) as watch:  # Opening it takes longer than a short step.
-                self._advance(LEAD_PREFILL + timed)
+                self._advance(lead + timed)
             kernels = self._profile(SPARE)
         check_prefill(steps, m, len(lengths), self._capacity())
-        samples = prefill_samples(steps, per_sample, repeats)
-        return Measured(samples, kernels, watch.read(), (LEAD_PREFILL - 1 + timed) * m)
+        samples = prefill_samples(steps, per_sample, repeats, lead)
+        return Measured(samples, kernels, watch.read(), (lead - 1 + timed) * m)
 
     def _decode(self, m: int) -> Measured:
         job, steps = self._job, self._log.steps

@@ -16,6 +16,9 @@ from typing import Any
 from slidesparse.bench.sweep_vllm_steps import StepLog
 from slidesparse.errors import UsageError
 
+EXTENSION = "slidesparse.bench.sweep_vllm_worker.Probe"
+"""What vLLM's worker_extension_cls has to be."""
+
 DEFAULT_SEQUENCES = 256
 """The least that vLLM's own max_num_seqs is, whatever the GPU."""
 

@@ -7,6 +7,7 @@ when the GPU is done with it, and a step's time is that from one arrival to the 
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Sequence
@@ -18,6 +19,10 @@ from slidesparse.errors import SlideSparseError
 LEAD_PREFILL = 3
 """Steps before the first that counts: the queue of the engine fills. After the first of them power
 is watched, which begins with a pause."""
+
+SETTLE_SECONDS = 1.0
+"""How long prefill steps run before the first that counts: the clock of a GPU at its power limit
+takes about so long to settle."""
 
 LEAD_DECODE = 4
 """Likewise, of the steps in which all sequences decode."""
@@ -78,6 +83,11 @@ def prompt_lengths(m: int, prompt: int) -> tuple[int, ...]:
     """Lengths of prompts that hold `m` tokens together, all but the last `prompt` tokens."""
     whole, rest = divmod(m, prompt)
     return (prompt,) * whole + ((rest,) if rest else ())
+
+
+def lead_prefill(seconds: float) -> int:
+    """How many prefill steps of `seconds` each run before the first that counts."""
+    return max(LEAD_PREFILL, min(MOST_STEPS, math.ceil(SETTLE_SECONDS / max(seconds, 1e-9))))
 
 
 def steps_per_sample(seconds: float) -> int:

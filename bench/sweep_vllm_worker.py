@@ -15,9 +15,6 @@ from slidesparse.bench.kernel_kinds import kernel_times
 from slidesparse.bench.sweep_vllm_compat import attention_backend, linear_kernel
 from slidesparse.bench.sweep_vllm_weights import register
 
-EXTENSION = "slidesparse.bench.sweep_vllm_worker.Probe"
-"""What vLLM's worker_extension_cls has to be."""
-
 OURS = "slidesparse."
 """Modules of kernels that are ours."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from types import TracebackType
@@ -13,7 +14,11 @@ from slidesparse.devices import Device
 from slidesparse.monitor import GpuMonitor
 
 EVERY_S = 0.05
-"""Seconds between readings: NVML averages power over about as long."""
+"""Seconds between readings of the clock."""
+
+POWER_S = 1.0
+"""A shorter stretch has no power: NVML averages it over about a second on Hopper, and its energy
+counter goes on in steps of about a tenth."""
 
 
 class Watched(NamedTuple):
@@ -21,8 +26,8 @@ class Watched(NamedTuple):
 
     Args:
         clock_mhz: of the SMs, mean over time and GPUs.
-        power_w: mean over time, of all GPUs together.
-        joules: that the GPUs counted meanwhile, together.
+        power_w: mean over time, of all GPUs together; None of less than POWER_S.
+        joules: that the GPUs counted meanwhile, together; None of less than POWER_S.
     """
 
     clock_mhz: float | None
@@ -45,6 +50,7 @@ class Watch:
         self._readings: list[tuple[float, float]] = []
         self._before: list[float | None] = []
         self._joules: float | None = None
+        self._begin = self._seconds = 0.0
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._read, daemon=True)
 
@@ -54,6 +60,7 @@ class Watch:
         self._before = [monitor.joules() for monitor in self._monitors]
         if any(monitor.available for monitor in self._monitors):
             self._thread.start()
+        self._begin = time.monotonic()
         return self
 
     def __exit__(
@@ -63,6 +70,7 @@ class Watch:
         traceback: TracebackType | None,
     ) -> None:
         """End, and let go of NVML."""
+        self._seconds = time.monotonic() - self._begin
         counted = [
             None if before is None or now is None else now - before
             for before, now in zip(
@@ -79,10 +87,12 @@ class Watch:
 
     def read(self) -> Watched:
         """What was seen between entering and leaving."""
+        long = self._seconds >= POWER_S
+        joules = self._joules if long else None
         if not self._readings:
-            return Watched(None, None, self._joules)
+            return Watched(None, None, joules)
         clocks, powers = zip(*self._readings, strict=True)
-        return Watched(statistics.fmean(clocks), statistics.fmean(powers), self._joules)
+        return Watched(statistics.fmean(clocks), statistics.fmean(powers) if long else None, joules)
 
     def _read(self) -> None:
         while True:

@@ -62,7 +62,7 @@ class Options:
         fresh: whether a result file that is there is overwritten.
         csv_path: table to write.
         figure_path: figure to write.
-        budget: seconds after which nothing more starts.
+        budget: seconds after which no process starts.
         build_timeout: seconds for a model to be built.
         cell_timeout: seconds for one cell.
         dry_run: whether to list processes and cells only.
@@ -233,7 +233,7 @@ def _files() -> tuple[Callable[[Any], Any], ...]:
         click.option(
             *("--figure", "figure_path"), type=path, help="Draw speedup over M (PNG, SVG or PDF)."
         ),
-        click.option("--budget", type=Seconds(), help="Seconds after which nothing more starts."),
+        click.option("--budget", type=Seconds(), help="Seconds after which no process starts."),
         click.option(
             "--build-timeout",
             type=Seconds(),

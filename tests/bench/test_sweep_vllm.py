@@ -40,8 +40,7 @@ def test_a_prefill_engine_batches_its_largest_cell() -> None:
     assert made["max_num_batched_tokens"] == 65536
     # 64 prompts that end and 64 that begin fit into what vLLM allows by default.
     assert "max_num_seqs" not in made
-    assert made["max_model_len"] >= 1025
-    assert made["max_model_len"] < 1100
+    assert made["max_model_len"] == 2048
     assert made["enable_prefix_caching"] is False
 
 
@@ -54,8 +53,20 @@ def test_many_short_prompts_need_more_sequences() -> None:
     assert made["max_num_batched_tokens"] == 1024
 
 
+def test_prefill_and_decode_share_compiled_graphs() -> None:
+    """They are cached by the length, among other things."""
+    lengths = {
+        engine_arguments(replace(JOB, stage=stage, ms=(64,)), SERVED)["max_model_len"]
+        for stage in Stage
+    }
+    assert lengths == {2048}
+    long = replace(JOB, prompt=8000, ms=(16384,))
+    assert engine_arguments(long, SERVED)["max_model_len"] == 8000 + 1 + 16
+
+
 def test_a_prompt_is_no_longer_than_a_cell() -> None:
-    assert engine_arguments(replace(JOB, ms=(64,)), SERVED)["max_model_len"] < 100
+    short = replace(SERVED, longest=100)
+    assert engine_arguments(replace(JOB, ms=(64,)), short)["max_model_len"] == 100
 
 
 def test_a_decode_engine_keeps_vllms_batch_size() -> None:
@@ -123,7 +134,12 @@ def test_the_plugin_must_be_where_it_should_be() -> None:
     with pytest.raises(UsageError, match="should be stock vLLM: 0 of 112"):
         check_system(System.STOCK, {**said, "slidesparse": "0 of 112"})
     check_system(System.STOCK, said)
-    check_system(System.OURS, {**said, "slidesparse": "112 of 112"})
+    check_system(
+        System.OURS, {**said, "slidesparse": "slidesparse 0.1.0: 1 of 112 W8A8 linears taken"}
+    )
+    none = "slidesparse 0.1.0: 0 of 112 W8A8 linears taken; left to vLLM: no tuning result 112"
+    with pytest.raises(UsageError, match=f"^the plug-in took no layer, .*: {none}$"):
+        check_system(System.OURS, {**said, "slidesparse": none})
 
 
 def test_prompts_are_distinct_and_repeat_with_their_seeds() -> None:

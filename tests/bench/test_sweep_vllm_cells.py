@@ -64,10 +64,10 @@ def test_decode_steps_have_one_token_of_each_sequence(tmp_path: Path) -> None:
 
 
 def test_a_cell_that_cannot_run_says_why_and_the_next_one_runs(tmp_path: Path) -> None:
-    settings = {"stage": "decode", "prompt": 32, "outputs": 40, "ms": [1, 4, 64], "blocks": 100}
+    settings = {"stage": "decode", "prompt": 32, "outputs": 40, "ms": [1, 4, 64], "blocks": 140}
     found = measure(tmp_path, **settings, cells=[64, 4])
     assert "64 sequences of up to 72 tokens need 320 blocks" in found["64"]["error"]
-    assert "99 blocks of 16 tokens" in found["64"]["error"]
+    assert "139 blocks of 16 tokens" in found["64"]["error"]
     check_times(found["4"], 4)
 
 

@@ -19,6 +19,7 @@ from slidesparse.bench.sweep_vllm_steps import (
     check_prefill,
     decode_samples,
     decoded_per_sample,
+    lead_prefill,
     prefill_samples,
     prompt_lengths,
     steps_per_sample,
@@ -49,6 +50,7 @@ def test_prefill_samples_are_wall_time_over_steps() -> None:
     # The first arrivals include the filling of the queue; what comes after the last is not timed.
     times = [0.0, 9.0, 10.0, 10.5, 12.0, 13.0, 14.0, 99.0, 100.0]
     assert LEAD_PREFILL == 3
+    assert [lead_prefill(s) for s in (0.25, 0.06, 2.0)] == [4, 17, LEAD_PREFILL]
     assert prefill_samples(made(times), per_sample=2, repeats=2) == pytest.approx((1e6, 1e6))
 
 

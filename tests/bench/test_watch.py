@@ -44,6 +44,11 @@ class Silent(Readings):
         return None if self._index else super().joules()
 
 
+@pytest.fixture
+def _short_is_long_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "POWER_S", 0.0)
+
+
 def watched(devices: Sequence[Device]) -> Watched:
     with Watch(devices) as it:
         time.sleep(0.01)
@@ -55,12 +60,20 @@ def test_a_cpu_has_no_readings() -> None:
     assert GpuMonitor(CPU).joules() is None
 
 
+def test_a_short_stretch_has_a_clock_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its power would be that of what ran before."""
+    monkeypatch.setattr(module, "GpuMonitor", Readings)
+    assert watched(GPUS) == Watched(1250.0, None, None)
+
+
+@pytest.mark.usefixtures("_short_is_long_enough")
 def test_clocks_are_averaged_and_the_rest_is_summed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "GpuMonitor", Readings)
     assert watched(GPUS) == Watched(1250.0, 600.0, 10.0)
     assert watched(GPUS[:1]) == Watched(1000.0, 300.0, 5.0)
 
 
+@pytest.mark.usefixtures("_short_is_long_enough")
 def test_what_one_gpu_does_not_tell_is_not_known_of_both(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "GpuMonitor", Silent)
     assert watched(GPUS) == (None, None, None)

@@ -98,11 +98,8 @@ def test_ours_gives_what_stock_gives(place: Path, dtype: str, pattern: str) -> N
 
 
 @pytest.mark.slow
-def test_without_tuning_results_both_run_the_same_kernels(place: Path, tmp_path: Path) -> None:
+def test_without_tuning_results_nothing_is_compared(place: Path, tmp_path: Path) -> None:
+    """Stock against stock would agree in everything."""
     folder = converted(place, "fp8", "6:8")
-    given = ("--modes", "eager", "--requests", "0")
-    record = compared(place, folder, tmp_path / "none", *given)
-    (checkpoint,) = record.checkpoints
-    assert "0 of 12 W8A8 linears taken" in checkpoint.served[1].ran["slidesparse"]
-    (pair,) = checkpoint.pairs
-    assert (pair.agreement, pair.perplexity, pair.difference) == (1.0, 0.0, 0.0)
+    with pytest.raises(AssertionError, match="the plug-in took no layer"):
+        compared(place, folder, tmp_path / "none", "--modes", "eager", "--requests", "0")
