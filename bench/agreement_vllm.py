@@ -21,9 +21,9 @@ from slidesparse.bench.sweep_vllm_compat import (
     EXTENSION,
     facts,
     greedy,
-    is_memory_error,
     plugin_options,
     prepare,
+    start_llm,
 )
 from slidesparse.devices import Device
 from slidesparse.errors import UsageError
@@ -104,20 +104,13 @@ class AgreementEngine:
             UsageError: vLLM is missing, or the plug-in is not where it should be.
             torch.OutOfMemoryError: the GPU's memory does not suffice.
         """
-        import torch
-
         prepare()
-        from vllm import LLM
+        from vllm import LLM  # noqa: F401 - importing it takes seconds that are not those of starting.
 
         loading: list[float] = []
         start = time.perf_counter()
-        try:
-            with timed_loading(loading):
-                llm = LLM(**engine_arguments(self.task))
-        except (ValueError, RuntimeError) as error:
-            if is_memory_error(error):
-                raise torch.OutOfMemoryError(str(error)) from error
-            raise
+        with timed_loading(loading):
+            llm = start_llm(engine_arguments(self.task))
         seconds = time.perf_counter() - start
         said = dict(llm.collective_rpc("slidesparse_describe")[0])
         check_system(self.task.system, said)

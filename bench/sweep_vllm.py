@@ -32,9 +32,9 @@ from slidesparse.bench.sweep_vllm_compat import (
     EXTENSION,
     LiveEngine,
     facts,
-    is_memory_error,
     plugin_options,
     prepare,
+    start_llm,
 )
 from slidesparse.bench.sweep_vllm_model import Served, serve
 from slidesparse.bench.sweep_vllm_steps import prompt_lengths
@@ -108,15 +108,7 @@ class VllmEngine(Engine):
         )
 
     def _start(self, arguments: dict[str, Any]) -> LiveEngine:
-        import torch
-        from vllm import LLM
-
-        try:
-            return LiveEngine(LLM(**arguments))
-        except (ValueError, RuntimeError) as error:
-            if is_memory_error(error):
-                raise torch.OutOfMemoryError(str(error)) from error
-            raise
+        return LiveEngine(start_llm(arguments))
 
     def _devices(self) -> tuple[Device, ...]:
         return tuple(Device(self.device.kind, index) for index in range(self.job.tp))

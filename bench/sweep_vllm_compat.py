@@ -55,9 +55,21 @@ def prepare() -> None:
         os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
 
 
-def is_memory_error(error: BaseException) -> bool:
-    """Whether vLLM could not be started for want of GPU memory."""
-    return any(sign in str(error) for sign in _MEMORY)
+def start_llm(arguments: Mapping[str, Any]) -> Any:
+    """A vllm.LLM with these arguments.
+
+    Raises:
+        torch.OutOfMemoryError: the GPU's memory does not suffice; vLLM has other errors for it too.
+    """
+    import torch
+    from vllm import LLM
+
+    try:
+        return LLM(**arguments)
+    except (ValueError, RuntimeError) as error:
+        if any(sign in str(error) for sign in _MEMORY):
+            raise torch.OutOfMemoryError(str(error)) from error
+        raise
 
 
 def greedy(tokens: int) -> Any:

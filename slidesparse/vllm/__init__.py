@@ -3,10 +3,11 @@
 register       what the entry point `vllm.general_plugins` calls
 compat         the differences between versions of vLLM
 options        what `--additional-config '{"slidesparse": {...}}'` may say
-session        one model that is being loaded: its options, what was taken, the summary
+session        models that share a compilation: their options, what was taken, the summary
 taken          one linear layer: its pattern, plan and packed weight
 kernel         the classes that vLLM asks for its FP8 and INT8 linear layers
-fusion         the pass that joins norms and activations with the linears behind them
+fusion         joins norms and activations with the linears behind them, in a graph
+graph_pass     that as a pass of Inductor, in the key of caches of compiled graphs
 sparse24       checkpoints in the form sparse-24-bitmask
 
 Importing this module imports nothing else.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable
 from inspect import signature
 from typing import Any
 
@@ -132,20 +131,19 @@ def model_block(config: Any, name: str) -> Any:
     return getattr(getattr(model, "hf_config", None), name, None)
 
 
-def custom_pass(config: Any, make: Callable[[Any], Any], ours: type) -> Any:
+def custom_pass(config: Any, ours: type) -> Any:
     """The pass of ours that runs over each graph that Inductor compiles, after vLLM's own fusions.
 
     Args:
         config: vLLM's configuration, before its model is compiled. Models that share a compilation,
             such as a draft model and its target, share the pass.
-        make: makes it, of the pass that was there before or None.
-        ours: its class.
+        ours: its class, which takes the pass that was there before, or None.
     """
     options = config.compilation_config.inductor_compile_config
     key = importlib.import_module("vllm.platforms").current_platform.pass_key
     found = options.get(key)
     if not isinstance(found, ours):
-        found = options[key] = make(found)
+        found = options[key] = ours(found)
     return found
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+from functools import cache
 from typing import Any
 
 from torch import fx
@@ -71,6 +72,7 @@ class FusionPass(InductorPass):  # type: ignore[misc]
         return self
 
 
+@cache
 def _code() -> str:
     """Of the modules that decide what a graph holds, or the version where there are no sources."""
     try:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import weakref
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -14,7 +16,7 @@ import torch
 from slidesparse import __version__
 from slidesparse.cache_store import ENVIRONMENT
 from slidesparse.checkpoint.config import BLOCK, provenance
-from slidesparse.errors import CheckpointError
+from slidesparse.errors import CheckpointError, UsageError
 from slidesparse.layers.planning import forget
 from slidesparse.pattern import DENSE, Pattern
 from slidesparse.vllm import compat
@@ -42,14 +44,13 @@ class Layer:
     Args:
         place: in the ledger.
         dtype: of the model's activations.
-        named: patterns that the checkpoint says its weights have; none if it says nothing.
-        tp: GPUs that share a layer.
+        named: patterns that the checkpoint says its weights have, where GPUs share a layer and may
+            cut them; none otherwise, or if it says nothing.
     """
 
     place: int
     dtype: torch.dtype
     named: frozenset[Pattern]
-    tp: int
 
 
 @dataclass
@@ -82,7 +83,10 @@ class Session:
         self.waiting += 1
         place = -1 if self.ledger is None else self.ledger.open()
         dtype = getattr(config.model_config, "dtype", torch.bfloat16)
-        return Layer(place, dtype, named_patterns(config), compat.shards(config))
+        named = frozenset[Pattern]()
+        if compat.shards(config) > 1:
+            named = named_patterns(json.dumps(compat.model_block(config, BLOCK), default=str))
+        return Layer(place, dtype, named)
 
     def decide(
         self,
@@ -191,7 +195,7 @@ def session_for(config: Any) -> Session:
         return found
     try:
         options = parse_options(config.additional_config)
-    except Exception as error:  # Even a home folder that does not exist.
+    except UsageError as error:
         log.warning("slidesparse is off: %s", error)
         options = Options(off=True)
     _look_for_results(options)
@@ -202,7 +206,7 @@ def session_for(config: Any) -> Session:
 
 def _ledger(config: Any) -> Ledger | None:
     try:
-        ours: FusionPass = compat.custom_pass(config, FusionPass, FusionPass)
+        ours: FusionPass = compat.custom_pass(config, FusionPass)
     except Exception as error:
         log.warning("slidesparse takes no layer: %s: %s", type(error).__name__, error)
         return None
@@ -241,15 +245,20 @@ def refusal(config: Any) -> str:
 
 def is_cut(taken: Taken, k: int, whole_k: int, layer: Layer) -> bool:
     """Whether sharing K took a layer's pattern away: a shard begins inside a block of 2N."""
-    if layer.tp == 1 or k == whole_k or not layer.named or taken.found in layer.named:
+    if k == whole_k or taken.found in layer.named:
         return False
     return any(k % pattern.block for pattern in layer.named)
 
 
-def named_patterns(config: Any) -> frozenset[Pattern]:
-    """The patterns of a converted checkpoint; none for one that was not, or cannot be read."""
+@lru_cache(maxsize=8)
+def named_patterns(block: str) -> frozenset[Pattern]:
+    """The patterns of a converted checkpoint; none for one that was not, or cannot be read.
+
+    Args:
+        block: ours of its config.json, as JSON; every layer of a model asks with the same.
+    """
     try:
-        found = provenance({BLOCK: compat.model_block(config, BLOCK)})
+        found = provenance({BLOCK: json.loads(block)})
     except CheckpointError as error:
         log.warning("%s", error)
         return frozenset()
