@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import signal
 import sys
 from contextlib import suppress
 from functools import lru_cache
@@ -41,6 +42,9 @@ def pytest_configure(config: pytest.Config) -> None:
             f"{ROOT} is on sys.path and shadows the installed slidesparse; run `pytest`, or "
             "`PYTHONSAFEPATH=1 python -m pytest`"
         )
+    # A shell starts what runs in the background with Ctrl-C ignored, and processes inherit that.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # Triton reads it when it is first imported. A driver is a cheap sign of a GPU: no torch needed.
     if not shutil.which("nvidia-smi"):
         os.environ.setdefault("TRITON_INTERPRET", "1")
