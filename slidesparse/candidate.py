@@ -20,6 +20,9 @@ class Provenance(str, Enum):
     MEASURED = "measured"
     CACHED = "cached"
     BUNDLED = "bundled"
+    DERIVED = "derived"
+    ESTIMATED = "estimated"
+    PUBLISHED = "published"
 
     def __str__(self) -> str:
         """The word as tables print it."""
