@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from slidesparse.models.keys import Keys
 from slidesparse.models.spec import DeltaNet, Experts, ModelSpec
@@ -24,6 +24,12 @@ class _Family:
         mixed: whether decoder_sparse_step and mlp_only_layers can make some layers dense.
         shared: whether there can be an expert that every token passes.
         hybrid: whether some layers are gated DeltaNet and queries have an output gate.
+        tied: whether the output head is the embedding where the config does not say.
+        norms: norms of the residual stream per decoder layer.
+        qk_norm: whether queries and keys have norms.
+        sub_norms: whether the inputs of o and down have norms.
+        window: whether a "sliding_window" counts: "all" layers, "types" that layer_types lists or
+            each other layer, "switch" for those from max_window_layers on if use_sliding_window.
     """
 
     classes: tuple[str, ...]
@@ -35,29 +41,57 @@ class _Family:
     mixed: bool = True
     shared: bool = False
     hybrid: bool = False
+    tied: bool = False
+    norms: int = 2
+    qk_norm: bool = False
+    sub_norms: bool = False
+    window: Literal["", "all", "types", "switch"] = ""
 
 
 _FAMILIES = {
     "llama": _Family(("LlamaForCausalLM",), "attention_bias", "attention_bias", "mlp_bias"),
-    "mistral": _Family(("MistralForCausalLM",)),
+    "mistral": _Family(("MistralForCausalLM",), window="all"),
     "mixtral": _Family(
         ("MixtralForCausalLM",),
         experts="num_local_experts",
         expert_size="intermediate_size",
         mixed=False,
+        window="all",
     ),
-    "qwen2": _Family(("Qwen2ForCausalLM",), qkv_bias=True),
+    "qwen2": _Family(("Qwen2ForCausalLM",), qkv_bias=True, window="switch"),
     "qwen2_moe": _Family(
-        ("Qwen2MoeForCausalLM",), qkv_bias=True, experts="num_experts", shared=True
+        ("Qwen2MoeForCausalLM",),
+        qkv_bias=True,
+        experts="num_experts",
+        shared=True,
+        window="switch",
     ),
-    "qwen3": _Family(("Qwen3ForCausalLM",), "attention_bias"),
-    "qwen3_moe": _Family(("Qwen3MoeForCausalLM",), "attention_bias", experts="num_experts"),
+    "qwen3": _Family(("Qwen3ForCausalLM",), "attention_bias", qk_norm=True, window="switch"),
+    "qwen3_moe": _Family(
+        ("Qwen3MoeForCausalLM",),
+        "attention_bias",
+        experts="num_experts",
+        qk_norm=True,
+        window="switch",
+    ),
     "qwen3_next": _Family(
-        ("Qwen3NextForCausalLM",), "qkv_bias", experts="num_experts", shared=True, hybrid=True
+        ("Qwen3NextForCausalLM",),
+        "qkv_bias",
+        experts="num_experts",
+        shared=True,
+        hybrid=True,
+        qk_norm=True,
     ),
-    "bitnet": _Family(("BitNetForCausalLM",), "attention_bias", "attention_bias"),
-    "gemma": _Family(("GemmaForCausalLM",), "attention_bias", "attention_bias"),
-    "gemma2": _Family(("Gemma2ForCausalLM",), "attention_bias", "attention_bias"),
+    "bitnet": _Family(("BitNetForCausalLM",), "attention_bias", "attention_bias", sub_norms=True),
+    "gemma": _Family(("GemmaForCausalLM",), "attention_bias", "attention_bias", tied=True),
+    "gemma2": _Family(
+        ("Gemma2ForCausalLM",),
+        "attention_bias",
+        "attention_bias",
+        tied=True,
+        norms=4,
+        window="types",
+    ),
 }
 
 SUPPORTED = tuple(_FAMILIES)
@@ -90,6 +124,7 @@ def spec_from_config(config: Mapping[str, Any], name: str, source: str, where: s
     heads, kv_heads, head_dim = _heads(keys, hidden)
     moe = _experts(keys, family, layers)
     some_dense = moe is None or moe.layers < layers
+    window, window_layers = _window(keys, family, layers)
     return ModelSpec(
         name=name,
         architecture=model_type,
@@ -107,6 +142,13 @@ def spec_from_config(config: Mapping[str, Any], name: str, source: str, where: s
         qkv_bias=keys.flag_or(family.qkv_bias),
         o_bias=keys.flag_or(family.o_bias),
         mlp_bias=keys.flag_or(family.mlp_bias),
+        tied=keys.flag("tie_word_embeddings", default=family.tied),
+        norms=family.norms,
+        qk_norm=family.qk_norm,
+        sub_norms=family.sub_norms,
+        window=window,
+        window_layers=window_layers,
+        longest=keys.size("max_position_embeddings", default=0),
     )
 
 
@@ -140,6 +182,25 @@ def _heads(keys: Keys, hidden: int) -> tuple[int, int, int]:
             f"num_attention_heads={heads}"
         )
     return heads, kv_heads, head_dim or hidden // heads
+
+
+def _window(keys: Keys, family: _Family, layers: int) -> tuple[int, int]:
+    """The sliding window and how many layers have it, by the rule of vLLM and transformers."""
+    if not family.window or not keys.config.get("sliding_window"):
+        return 0, 0
+    if family.window == "switch" and not keys.flag("use_sliding_window"):
+        return 0, 0
+    types = keys.names("layer_types")
+    if types and family.window != "all":
+        count = types.count("sliding_attention")
+    elif family.window == "types":
+        count = (layers + 1) // 2
+    elif family.window == "switch":
+        first = keys.config.get("max_window_layers")
+        count = layers - min(first, layers) if isinstance(first, int) else layers
+    else:
+        count = layers
+    return (keys.size("sliding_window"), count) if count else (0, 0)
 
 
 def _experts(keys: Keys, family: _Family, layers: int) -> Experts | None:
@@ -197,4 +258,5 @@ def _delta_net(keys: Keys, layers: int) -> DeltaNet | None:
         value_heads=value_heads,
         key_head_dim=keys.size("linear_key_head_dim"),
         value_head_dim=keys.size("linear_value_head_dim"),
+        conv_kernel=keys.size("linear_conv_kernel_dim", default=4),
     )

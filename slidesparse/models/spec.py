@@ -92,6 +92,7 @@ class DeltaNet:
         value_heads: heads of the values, of the gate z and of the decays b and a.
         key_head_dim: width of one query or key head.
         value_head_dim: width of one value or gate head.
+        conv_kernel: width of the convolution over queries, keys and values.
     """
 
     layers: int
@@ -99,6 +100,7 @@ class DeltaNet:
     value_heads: int
     key_head_dim: int
     value_head_dim: int
+    conv_kernel: int = 4
 
     @property
     def key_width(self) -> int:
@@ -135,6 +137,13 @@ class ModelSpec:
         qkv_bias: whether qkv adds a bias.
         o_bias: whether o adds a bias.
         mlp_bias: whether gate_up and down of the dense MLP add a bias.
+        tied: whether the output head is the token embedding, one tensor.
+        norms: norms of the width of the residual stream in one decoder layer.
+        qk_norm: whether queries and keys have norms of head_dim each.
+        sub_norms: whether the inputs of o and of down have norms (BitNet).
+        window: tokens that layers with a sliding window see, 0 without such layers.
+        window_layers: how many layers have it.
+        longest: tokens of the longest sequence that the model is made for, 0 if not stated.
     """
 
     name: str
@@ -153,6 +162,13 @@ class ModelSpec:
     qkv_bias: bool = False
     o_bias: bool = False
     mlp_bias: bool = False
+    tied: bool = False
+    norms: int = 2
+    qk_norm: bool = False
+    sub_norms: bool = False
+    window: int = 0
+    window_layers: int = 0
+    longest: int = 0
 
     @property
     def dense_layers(self) -> int:
