@@ -33,11 +33,13 @@ class FileKind:
         kind: in its field "kind".
         schema_version: of its fields.
         command: that writes it, for messages.
+        older: schema versions that can still be read.
     """
 
     kind: str
     schema_version: int
     command: str
+    older: tuple[int, ...] = ()
 
 
 def write_data(path: Path, kind: FileKind, data: Mapping[str, Any]) -> None:
@@ -55,24 +57,54 @@ def write_data(path: Path, kind: FileKind, data: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(whole, indent=1) + "\n")
 
 
+def load_object(path: Path, of: str = "") -> dict[str, Any]:
+    """The JSON object that a file holds.
+
+    Args:
+        path: of the file.
+        of: for messages, the command that writes such files.
+
+    Raises:
+        UsageError: the file is missing, truncated, or no JSON object.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path} is not JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise UsageError(f"{path} is not a result file{f' of {of}' if of else ''}")
+    return data
+
+
 def read_data(path: Path, kind: FileKind) -> dict[str, Any]:
     """What a result file holds behind its kind and schema.
 
     Raises:
         UsageError: it is missing, truncated, or of another kind or schema.
     """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UsageError(f"{path} is not JSON: {error}") from error
-    if not isinstance(data, dict) or data.pop("kind", None) != kind.kind:
+    data = load_object(path, kind.command)
+    if data.pop("kind", None) != kind.kind:
         raise UsageError(f"{path} is not a result file of {kind.command}")
-    version = data.pop("schema_version", None)
-    if version != kind.schema_version:
-        raise UsageError(f"{path} has schema version {version}, this is {kind.schema_version}")
+    check_version(path, kind, data.pop("schema_version", None))
     return data
+
+
+def check_version(path: Path, kind: FileKind, version: object) -> None:
+    """Refuse a file of another schema.
+
+    Raises:
+        UsageError: it is, with the remedy.
+    """
+    # Not by ==, for which true is 1.
+    if type(version) is int and version in (kind.schema_version, *kind.older):
+        return
+    newer = type(version) is int and version > kind.schema_version
+    remedy = "update slidesparse" if newer else f"measure again with {kind.command}"
+    raise UsageError(
+        f"{path} has schema version {version}, this is {kind.schema_version}; {remedy}"
+    )
 
 
 def read_record(path: Path, kind: FileKind, adapter: TypeAdapter[R]) -> R:
@@ -91,12 +123,28 @@ def read_record(path: Path, kind: FileKind, adapter: TypeAdapter[R]) -> R:
     for field in STAMPS:
         if field not in data:
             raise UsageError(f"{path} is damaged: it lacks '{field}'")
+    return record_of(path, data, adapter)
+
+
+def record_of(path: Path, data: Mapping[str, Any], adapter: TypeAdapter[R]) -> R:
+    """The record in what a result file holds behind its kind and schema.
+
+    Args:
+        path: of the file, for messages.
+        data: from it.
+        adapter: of the record.
+
+    Raises:
+        UsageError: it holds a wrong value, which is named.
+    """
     try:
         # As JSON: there a list may stand for a tuple and an object for a dataclass.
         return adapter.validate_json(json.dumps(data))
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         place = ".".join(str(part) for part in first["loc"]) or "the record"
+        if first["type"] == "missing":
+            raise UsageError(f"{path} is damaged: it lacks '{place}'") from error
         reason = first["msg"].removeprefix("Value error, ")
         raise UsageError(f"{path} is damaged: {place}: {reason[:1].lower()}{reason[1:]}") from error
 

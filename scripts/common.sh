@@ -61,6 +61,20 @@ require_venv_module() {
     die "$1 cannot make virtual environments; run: sudo apt-get install $package"
 }
 
+# Pages of reports are tested in a browser, which pip does not bring. Without one these tests are
+# skipped, and say so.
+ensure_browser() {
+    "$VENV/bin/python" tests/support/browsers.py && return
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        note "Installing chromium-headless-shell, in which pages are tested."
+        timeout 60 apt-get update -qq && DEBIAN_FRONTEND=noninteractive timeout 180 apt-get install -y -qq \
+            --no-install-recommends chromium-headless-shell >/dev/null || true
+        "$VENV/bin/python" tests/support/browsers.py && return
+    fi
+    note "warning: no browser was found, so the tests that open pages in one are skipped;"
+    note "to run them: sudo apt-get install chromium-headless-shell (or chromium)"
+}
+
 # Make the virtual environment unless a working one is there. An importable torch is shared.
 ensure_venv() {
     if "$VENV/bin/python" -m pip --version >/dev/null 2>&1; then

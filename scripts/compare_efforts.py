@@ -2,24 +2,21 @@
 
 Says how much faster the winners of the longer search (--effort full) really are: times from two
 separate searches cannot be compared on a GPU that drifts. The ratio of a problem is the median of
-three races. Writes one JSON file.
+three races. Writes one result file.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from pathlib import Path
-from typing import Any
 
-from slidesparse.bench.record import read_json
-from slidesparse.bench.result_file import source_commit
+from slidesparse.bench.search.effort_record import EffortRecord, EffortRow, write_json
+from slidesparse.bench.search.record import read_json
 from slidesparse.candidate import Candidate, Failure, ProblemResult
 from slidesparse.devices import detect, select_device
 from slidesparse.search.driver import make_worker, specs_for
 from slidesparse.search.verify_cache import race_again
-from slidesparse.serialize import to_plain
 from slidesparse.worker import Worker
 
 SEED = 20260303
@@ -40,20 +37,21 @@ def comparable(one: ProblemResult, other: ProblemResult) -> bool:
     return found and one.complete and other.complete
 
 
-def compare(worker: Worker, one: ProblemResult, other: ProblemResult) -> dict[str, Any]:
-    """Race both winners; "ratio" is the first one's time over the other's."""
+def compare(worker: Worker, one: ProblemResult, other: ProblemResult) -> EffortRow:
+    """Race both winners."""
     problem, pair = one.problem, [winner(one), winner(other)]
-    row: dict[str, Any] = {"problem": to_plain(problem), "winners": [c.label for c in pair]}
+    labels = (pair[0].label, pair[1].label)
     if pair[0] == pair[1]:
-        return {**row, "same": True, "ratio": 1.0}
+        return EffortRow(problem, labels, same=True, ratio=1.0)
     races = []
     for _ in range(RACES):
         again = race_again(worker, problem, pair)
         if isinstance(again, Failure):
-            return {**row, "same": False, "failure": again.reason}
-        races.append([statistics.median(samples) for samples in again[0].samples])
-    ratios = [first / other for first, other in races]
-    return {**row, "same": False, "us": races, "ratio": statistics.median(ratios)}
+            return EffortRow(problem, labels, same=False, failure=again.reason)
+        medians = [float(statistics.median(samples)) for samples in again[0].samples]
+        races.append((medians[0], medians[1]))
+    ratio = statistics.median(first / second for first, second in races)
+    return EffortRow(problem, labels, same=False, us=tuple(races), ratio=ratio)
 
 
 def main() -> None:
@@ -73,30 +71,25 @@ def main() -> None:
         and comparable(first.results[problem][0], other.results[problem][0])
     ]
     try:
-        rows = [
+        rows = tuple(
             compare(worker, first.results[problem][0], other.results[problem][0])
             for problem in shared
-        ]
+        )
     finally:
         worker.stop()
-    ratios = [row["ratio"] for row in rows if "ratio" in row]
-    data = {
-        "kind": "slidesparse-effort-comparison",
-        "schema_version": 1,
-        "commit": source_commit(),
-        "fingerprint": to_plain(detect(device)),
-        "efforts": [first.settings["effort"], other.settings["effort"]],
-        "seconds": [first.seconds, other.seconds],
-        "problems": len(rows),
-        "same_winner": sum(bool(row["same"]) for row in rows),
-        "within_2_percent": sum(ratio <= 1.02 for ratio in ratios),
-        "worst_ratio": max(ratios),
-        "median_ratio": statistics.median(ratios),
-        "rows": rows,
-    }
-    arguments.output.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    summary = {key: data[key] for key in data if key not in {"rows", "fingerprint"}}
-    print(json.dumps(summary, indent=1))
+    record = EffortRecord.of(
+        fingerprint=detect(device),
+        settings={"races": RACES, "seed": SEED},
+        efforts=(first.settings["effort"], other.settings["effort"]),
+        seconds=(first.seconds, other.seconds),
+        rows=rows,
+    )
+    write_json(record.stamped(), arguments.output)
+    print(
+        f"{record.problems} problems, {record.same_winner} with one winner, "
+        f"{record.within_2_percent} within 2 %; {record.efforts[0]} over {record.efforts[1]}: "
+        f"median {record.median_ratio:.4f}, worst {record.worst_ratio:.4f}"
+    )
 
 
 if __name__ == "__main__":

@@ -8,7 +8,9 @@ NAME is of a result file. Its beginning says what is made of it: "output-" what 
 "kernels" the kernels around the GEMM, "native_" how the native GEMM did against dense and against
 the other sparse backends (and, ending in "_decode", the bandwidth it reached), "linear" whole
 linears against torch's (linear by linear after "every-"), "accuracy" perplexities and, after
-"details-", all that was measured with them; all else the totals of a search. "efforts" is made of
+"details-", all that was measured with them; "attention" the backends of attention, which may be
+missing and then says so; "counters-" a load with document B's rows beside it, or these alone as
+long as there is no result file; all else the totals of a search. "efforts" is made of
 all effort-*.json.
 """
 
@@ -16,30 +18,29 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from slidesparse.bench.accuracy_record import read_json as read_accuracy
-from slidesparse.bench.kernel_record import KernelRecord, Row
-from slidesparse.bench.kernel_record import read_json as read_kernels
-from slidesparse.bench.linear_record import LinearRecord
-from slidesparse.bench.linear_record import read_json as read_linears
-from slidesparse.bench.record import SearchRecord, read_json
+from slidesparse.bench.accuracy.record import read_json as read_accuracy
+from slidesparse.bench.attention.record import read_json as read_attention
+from slidesparse.bench.counters.published import beside_published, published_alone
+from slidesparse.bench.counters.record import read_json as read_counters
+from slidesparse.bench.kernels.record import KernelRecord, Row
+from slidesparse.bench.kernels.record import read_json as read_kernels
+from slidesparse.bench.linear.record import LinearRecord
+from slidesparse.bench.linear.record import read_json as read_linears
+from slidesparse.bench.search.effort_record import read_json as read_efforts
+from slidesparse.bench.search.record import SearchRecord, read_json
+from slidesparse.bench.search.totals import dense_total, patterns_of, planned_total, totals
 from slidesparse.candidate import Measurement, ProblemResult
+from slidesparse.cli.attention_text import NOT_YET, markdown
 from slidesparse.cli.bench_table import verdict
 from slidesparse.cli.eval_table import details, summary
 from slidesparse.cli.linear_table import verdict as linear_verdict
-from slidesparse.cli.search_table import (
-    dense_total,
-    patterns_of,
-    planned_total,
-    print_record,
-    totals,
-)
+from slidesparse.cli.search_table import print_record
 from slidesparse.errors import UsageError
 from slidesparse.models import LinearLayer
 from slidesparse.pattern import Pattern
@@ -53,6 +54,8 @@ PAGES = (
     "docs/native_kernel.md",
     "docs/accuracy.md",
     "docs/linear.md",
+    "docs/counters.md",
+    "docs/attention.md",
 )
 RESULTS = ROOT / "bench" / "results" / "nvidia-h200"
 BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end table -->)", re.DOTALL)
@@ -227,14 +230,14 @@ def output(record: SearchRecord) -> str:
 
 def efforts_line(path: Path) -> str:
     """What the comparison of two efforts found, as one list item."""
-    data = json.loads(path.read_text(encoding="utf-8"))
+    record = read_efforts(path)
     name = path.stem.removeprefix("effort-")
-    short, long = data["efforts"]
+    (short, long), (quick_s, long_s) = record.efforts, record.seconds
     return (
-        f"* {name}: {short} took {data['seconds'][0]:.0f} s, {long} {data['seconds'][1]:.0f} s for "
-        f"{data['problems']} problems; raced in turn, {data['within_2_percent']} winners of "
+        f"* {name}: {short} took {quick_s:.0f} s, {long} {long_s:.0f} s for "
+        f"{record.problems} problems; raced in turn, {record.within_2_percent} winners of "
         f"{short} are within 2 % of those of {long}, the worst is "
-        f"{100 * data['worst_ratio'] - 100:.1f} % slower (commit {data['commit'][:12]})"
+        f"{100 * record.worst_ratio - 100:.1f} % slower (commit {record.commit[:12]})"
     )
 
 
@@ -349,6 +352,19 @@ def every_linear(record: LinearRecord) -> str:
     return "\n\n".join(parts)
 
 
+def attention(path: Path) -> str:
+    """The backends of attention, or how to measure them where nobody has."""
+    if not path.is_file():
+        return NOT_YET.format(path.name)
+    return markdown(read_attention(path))
+
+
+def counters_table(model: str) -> str:
+    """A measured load with document B's rows beside it, or these alone."""
+    path = RESULTS / f"counters-{model}.json"
+    return beside_published(read_counters(path)) if path.is_file() else published_alone(model)
+
+
 def render(text: str) -> str:
     """A page with every block made anew.
 
@@ -364,6 +380,10 @@ def render(text: str) -> str:
             made = summary(read_accuracy(RESULTS / f"{name}.json"))
         elif name.startswith("details-"):
             made = details(read_accuracy(RESULTS / f"{name.removeprefix('details-')}.json"))
+        elif name.startswith("attention"):
+            made = attention(RESULTS / f"{name}.json")
+        elif name.startswith("counters-"):
+            made = counters_table(name.removeprefix("counters-"))
         elif name.startswith("kernels"):
             made = kernels_table(read_kernels(RESULTS / f"{name}.json"))
         elif name.startswith("every-"):

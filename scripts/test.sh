@@ -19,6 +19,7 @@ wheel=$(echo "$wheels"/*.whl)
 venv_pip install -q "$wheel[dev]"
 venv_pip install -q --force-reinstall --no-deps "$wheel"
 note "Installed $(basename "$wheel")."
+ensure_browser
 
 section "ruff check"
 "$VENV/bin/ruff" check .

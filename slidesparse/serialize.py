@@ -20,6 +20,7 @@ from pydantic import (
     PlainValidator,
     StringConstraints,
     ValidationError,
+    WithJsonSchema,
     model_validator,
 )
 
@@ -82,6 +83,15 @@ def from_plain(cls: type[T], data: object) -> T:
     return cast(T, model.build())
 
 
+def plain_form(cls: type[Any]) -> type[BaseModel]:
+    """The pydantic model of what `to_plain` makes of a `cls`, for its JSON Schema.
+
+    Raises:
+        KeyError: `from_plain` reads no such class.
+    """
+    return _MODELS[cls]
+
+
 def _plain(value: object, path: str) -> Any:
     if isinstance(value, Enum):
         return value.value
@@ -127,6 +137,10 @@ def _read_pattern(value: object) -> Pattern:
     return pattern
 
 
+PATTERN_SCHEMA = {"type": "string", "pattern": "^(dense|[0-9]{1,6}:[0-9]{1,6})$"}
+"""Of a Pattern's spelling, as JSON Schema."""
+
+Spelled = Annotated[Pattern, PlainValidator(_read_pattern), WithJsonSchema(PATTERN_SCHEMA)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Text = Annotated[str, StringConstraints(max_length=16384)]
 Stamp = Annotated[str, StringConstraints(max_length=64)]
@@ -153,7 +167,7 @@ class _ProblemModel(_Model[GemmProblem]):
     dtype: Annotated[DType, Field(strict=False)]
     out: Annotated[DType, Field(strict=False)]
     scales: Annotated[Scales, Field(strict=False)]
-    pattern: Annotated[Pattern, PlainValidator(_read_pattern)]
+    pattern: Spelled
     bias: bool
 
     @model_validator(mode="after")
@@ -276,7 +290,7 @@ class _KernelProblemModel(_Model[KernelProblem]):
     k: Positive
     source: Annotated[DType, Field(strict=False)]
     out: Annotated[DType, Field(strict=False)]
-    pattern: Annotated[Pattern, PlainValidator(_read_pattern)]
+    pattern: Spelled
     residual: bool
 
     @model_validator(mode="after")

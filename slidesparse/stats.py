@@ -5,6 +5,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
+NORMAL_QUARTILES = 1.349
+"""Interquartile range of a normal distribution over its standard deviation: 2 x 0.6745."""
+
 
 def interquartile(samples: Sequence[float]) -> float:
     """The interquartile range, 0 for a single sample."""
@@ -22,5 +25,5 @@ def settled(leader: Sequence[float], other: Sequence[float], confidence: float =
     distribution's constants).
     """
     differences = [b - a for a, b in zip(leader, other, strict=True)]
-    error = 1.2533 * interquartile(differences) / 1.349 / len(differences) ** 0.5
+    error = 1.2533 * interquartile(differences) / NORMAL_QUARTILES / len(differences) ** 0.5
     return bool(statistics.median(differences) > confidence * error)

@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 GPU_TESTS = ROOT / "tests" / "gpu"
 DEFAULT_SEED = 20260303
 NO_GPU = "torch sees no CUDA GPU"
+NO_BROWSER = "no browser was found"
 
 with suppress(ImportError):  # A GPU machine may lack hypothesis; its tests skip themselves there.
     from hypothesis import settings
@@ -73,6 +74,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("GPU TESTS WERE SKIPPED", sep="!", red=True, bold=True)
         terminalreporter.line(f"{count} tests did not run: {NO_GPU}.")
         terminalreporter.line("On a machine with an NVIDIA GPU run: bash scripts/gpu_check.sh")
+    count = sum(NO_BROWSER in str(report.longrepr) for report in skipped)
+    if count:
+        terminalreporter.section("BROWSER TESTS WERE SKIPPED", sep="!", red=True, bold=True)
+        terminalreporter.line(f"{count} tests did not run: {NO_BROWSER}.")
+        terminalreporter.line("Install one: sudo apt-get install chromium-headless-shell")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -102,6 +102,7 @@ def test_wheel_holds_data_but_neither_results_nor_tests(wheel: zipfile.ZipFile) 
     names = wheel.namelist()
     assert "slidesparse/py.typed" in names
     assert "slidesparse/data/tuning/some-gpu/planted.json" in names
+    assert "slidesparse/bench/result.schema.json" in names
     assert not [name for name in names if "/results/" in name or "/tests/" in name]
 
 

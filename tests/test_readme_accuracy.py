@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 from accuracy_records import make_accuracy
 
-from slidesparse.bench.accuracy_record import read_json, write_json
+from slidesparse.bench.accuracy.record import read_json, write_json
 from slidesparse.errors import UsageError
 
 SOURCE = (

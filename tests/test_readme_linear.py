@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from linear_records import make_record
 
-from slidesparse.bench.linear_record import write_json
+from slidesparse.bench.linear.record import write_json
 
 # FP8 M=16, 6:8: (2 * 48 + 3 * 75) / (2 * 40 + 3 * 100); INT8 has no dense row, and ours failed.
 BLOCK = """<!-- table: linear -->

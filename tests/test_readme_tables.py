@@ -13,10 +13,12 @@ from types import ModuleType
 
 import pytest
 from bench_records import make_record as make_kernels
+from effort_records import make_record as make_efforts
 
-from slidesparse.bench.kernel_record import read_json as read_kernels
-from slidesparse.bench.kernel_record import write_json as write_kernels
-from slidesparse.bench.record import SearchRecord, read_json, write_json
+from slidesparse.bench.kernels.record import read_json as read_kernels
+from slidesparse.bench.kernels.record import write_json as write_kernels
+from slidesparse.bench.search.effort_record import write_json as write_efforts
+from slidesparse.bench.search.record import SearchRecord, read_json, write_json
 from slidesparse.bench.workload import LayerProblem
 from slidesparse.cache import TuningCache
 from slidesparse.candidate import Candidate, Measurement, ProblemResult, Provenance
@@ -143,15 +145,15 @@ def test_the_check_notices_another_result(script: ModuleType, tmp_path: Path) ->
 
 
 def test_efforts_become_a_line_each(script: ModuleType, tmp_path: Path) -> None:
-    data = {
-        "efforts": ["normal", "full"],
-        "seconds": [38.4, 335.7],
-        "problems": 24,
-        "within_2_percent": 23,
-        "worst_ratio": 1.0281,
-        "commit": "0123456789abcdef",
-    }
-    (tmp_path / "effort-dense-fp8.json").write_text(json.dumps(data))
+    record = replace(
+        make_efforts(),
+        seconds=(38.4, 335.7),
+        problems=24,
+        within_2_percent=23,
+        worst_ratio=1.0281,
+        commit="0123456789abcdef",
+    )
+    write_efforts(record, tmp_path / "effort-dense-fp8.json")
     assert script.render("<!-- table: efforts -->\n<!-- end table -->") == (
         "<!-- table: efforts -->\n"
         "* dense-fp8: normal took 38 s, full 336 s for 24 problems; raced in turn, 23 winners of "

@@ -6,6 +6,7 @@ Contents:
     console   the rich console
     search    slidesparse search, with search_progress and search_table
     models    slidesparse models
+    report    slidesparse report
     doctor    slidesparse doctor
     cache     slidesparse cache
 """

@@ -6,15 +6,15 @@ import statistics
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from slidesparse.bench.agreement_numbers import TIE
-from slidesparse.bench.agreement_verdict import load_ratio, problems
-from slidesparse.bench.sweep_job import System
+from slidesparse.bench.agreement.numbers import TIE
+from slidesparse.bench.agreement.verdict import load_ratio, problems
+from slidesparse.bench.sweep.job import System
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from slidesparse.bench.agreement_record import (
+    from slidesparse.bench.agreement.record import (
         AgreementRecord,
         CheckpointAgreement,
         MixedRequests,

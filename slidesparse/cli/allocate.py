@@ -102,9 +102,9 @@ def command(
     selected, cache = open_cache(device, cache_dir)
     refuse_fp8(given["dtype"], selected, cache.fingerprint.sm, "these linears")
 
-    from slidesparse.bench.allocation import AllocationRun
-    from slidesparse.bench.allocation_options import AllocationOptions
-    from slidesparse.bench.allocation_record import write_json
+    from slidesparse.bench.allocation.options import AllocationOptions
+    from slidesparse.bench.allocation.record import write_json
+    from slidesparse.bench.allocation.run import AllocationRun
     from slidesparse.bench.result_file import write_text
     from slidesparse.cli.console import make_console
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from slidesparse.bench.allocation_record import AllocationRecord, OutcomeRow
+    from slidesparse.bench.allocation.record import AllocationRecord, OutcomeRow
 
 
 def print_allocation(record: AllocationRecord, console: Console) -> None:

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 import click
 
 from slidesparse.cli.bench_agreement import agreement
+from slidesparse.cli.bench_attention import attention
 from slidesparse.cli.bench_linear import linear
 from slidesparse.cli.bench_sweep import decode, prefill
+from slidesparse.cli.endings import end_early, write_each
 from slidesparse.cli.options import DTypeName, OpList, PatternList, TokenCounts, check_outputs
-from slidesparse.cli.results import end_early, write_each
 from slidesparse.cli.target import open_cache, refuse_fp8, require_triton, target_options
 from slidesparse.errors import UsageError
 from slidesparse.kernel_problem import KernelProblem, Op
@@ -24,8 +25,8 @@ from slidesparse.problem import DType
 
 if TYPE_CHECKING:
     from slidesparse.bench.fault import DeviceLost
-    from slidesparse.bench.kernel_record import Ceilings, KernelRecord, Row, Skipped
-    from slidesparse.bench.kernels import KernelBench
+    from slidesparse.bench.kernels.record import Ceilings, KernelRecord, Row, Skipped
+    from slidesparse.bench.kernels.run import KernelBench
     from slidesparse.devices import Device
 
 MODEL = "qwen2.5-7b"
@@ -39,7 +40,7 @@ def command() -> None:
     """Measure kernels, linears and whole models against ceilings, alternatives and stock."""
 
 
-for each in (linear, prefill, decode, agreement):
+for each in (linear, attention, prefill, decode, agreement):
     command.add_command(each)
 
 
@@ -104,8 +105,8 @@ def kernels(
     require_triton()
 
     from slidesparse.bench.fault import DeviceLost
-    from slidesparse.bench.kernel_record import KernelRecord, write_csv, write_json
-    from slidesparse.bench.kernels import KernelBench, bench_problems
+    from slidesparse.bench.kernels.record import KernelRecord, write_csv, write_json
+    from slidesparse.bench.kernels.run import KernelBench, bench_problems
     from slidesparse.cli.console import make_console
     from slidesparse.kernels.config import Table
 
@@ -179,7 +180,7 @@ def _run(
 ) -> None:
     """Measure everything, keeping what there is in `rows` and `skipped`, sorted, at any end."""
     from slidesparse.bench.fault import DeviceLost
-    from slidesparse.bench.kernel_record import Row, Skipped
+    from slidesparse.bench.kernels.record import Row, Skipped
     from slidesparse.cli.console import make_console
     from slidesparse.cli.progress import ProgressLine
     from slidesparse.kernels.workload import row_order

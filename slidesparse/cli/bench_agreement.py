@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from slidesparse.cli.endings import end_early, write_each
 from slidesparse.cli.options import ModeList, Seconds, check_writable
-from slidesparse.cli.results import end_early, write_each
 from slidesparse.cli.target import open_cache, target_options
 from slidesparse.errors import UsageError
 
 if TYPE_CHECKING:
-    from slidesparse.bench.agreement import AgreementRun
-    from slidesparse.bench.agreement_plan import AgreementOptions, Prepared
-    from slidesparse.bench.agreement_record import AgreementRecord
+    from slidesparse.bench.agreement.plan import AgreementOptions, Prepared
+    from slidesparse.bench.agreement.record import AgreementRecord
+    from slidesparse.bench.agreement.run import AgreementRun
 
 ENGINES_PER_MODE = 2
 """Stock and ours."""
@@ -137,8 +137,8 @@ def agreement(
         raise UsageError("vLLM is not installed: pip install 'slidesparse[vllm]'")
     selected, cache = open_cache(device, cache_dir)
 
-    from slidesparse.bench.agreement import AgreementRun
-    from slidesparse.bench.agreement_plan import check_device
+    from slidesparse.bench.agreement.plan import check_device
+    from slidesparse.bench.agreement.run import AgreementRun
 
     check_device(selected)
     if cache_dir is not None:
@@ -150,8 +150,8 @@ def agreement(
 
 def chosen(folders: tuple[Path, ...], given: dict[str, Any]) -> AgreementOptions:
     """The options of the command line; percents become shares, a folder named twice runs once."""
-    from slidesparse.bench.agreement_plan import AgreementOptions
-    from slidesparse.bench.agreement_record import Limits
+    from slidesparse.bench.agreement.plan import AgreementOptions
+    from slidesparse.bench.agreement.record import Limits
 
     load = given.pop("most_load")
     limits = Limits(
@@ -172,7 +172,7 @@ def measure(run: AgreementRun, json_path: Path | None, quiet: bool) -> None:
     Exits with 1 if a limit is not met, a vLLM failed or the file is not written, with 130 if it was
     interrupted.
     """
-    from slidesparse.bench.agreement_record import write_json
+    from slidesparse.bench.agreement.record import write_json
     from slidesparse.cli.console import make_console
 
     prepared = run.prepare()
@@ -210,7 +210,7 @@ def _run(run: AgreementRun, prepared: Sequence[Prepared], quiet: bool) -> None:
 
 
 def _finish(record: AgreementRecord, end: KeyboardInterrupt | None, unwritten: list[str]) -> None:
-    from slidesparse.bench.agreement_verdict import problems
+    from slidesparse.bench.agreement.verdict import problems
 
     end_early(end, unwritten)
     found = problems(record)

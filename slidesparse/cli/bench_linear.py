@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from slidesparse.cli.endings import end_early, write_each
 from slidesparse.cli.options import DTypeList, PatternList, TokenCounts, check_outputs
-from slidesparse.cli.results import end_early, write_each
 from slidesparse.cli.target import open_cache, refuse_fp8, require_triton, target_options
 from slidesparse.errors import UsageError
 from slidesparse.pattern import Pattern, parse_patterns
@@ -22,8 +22,8 @@ from slidesparse.problem import DType
 
 if TYPE_CHECKING:
     from slidesparse.bench.fault import DeviceLost
-    from slidesparse.bench.linear import LinearBench
-    from slidesparse.bench.linear_record import LinearRecord, LinearRow, SkippedLinear, Ways
+    from slidesparse.bench.linear.record import LinearRecord, LinearRow, SkippedLinear, Ways
+    from slidesparse.bench.linear.run import LinearBench
     from slidesparse.devices import Device
     from slidesparse.models import LinearLayer, ModelSpec
 
@@ -124,9 +124,9 @@ def linear(
         os.environ["SLIDESPARSE_CACHE_DIR"] = str(cache_dir)
 
     from slidesparse.bench.fault import DeviceLost
-    from slidesparse.bench.linear import AUTOTUNE, LinearBench
-    from slidesparse.bench.linear_ahead import compile_ahead
-    from slidesparse.bench.linear_record import LinearRecord, write_csv, write_json
+    from slidesparse.bench.linear.ahead import compile_ahead
+    from slidesparse.bench.linear.record import LinearRecord, write_csv, write_json
+    from slidesparse.bench.linear.run import AUTOTUNE, LinearBench
     from slidesparse.cli.console import make_console
 
     counts = tokens or (GPU_M if selected.is_gpu else CPU_M)
@@ -215,7 +215,7 @@ def _run(
     quiet: bool,
 ) -> None:
     """Measure everything, keeping in `found` what there is, at any end."""
-    from slidesparse.bench.linear import Measured
+    from slidesparse.bench.linear.run import Measured
     from slidesparse.cli.console import make_console
     from slidesparse.cli.progress import ProgressLine
 

@@ -15,6 +15,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from slidesparse._version import __version__
+from slidesparse.cli.counters_options import (
+    LOAD_ONLY,
+    check_mix,
+    load_options,
+    read_load_options,
+)
 from slidesparse.cli.options import check_outputs
 from slidesparse.cli.sweep_options import CPU_MODEL, GPU_MODEL, Options, sweep_options
 from slidesparse.cli.sweep_run import one_interrupt, run_and_end
@@ -22,9 +28,9 @@ from slidesparse.cli.target import open_cache, refuse_fp8, require_triton
 from slidesparse.errors import UsageError
 
 if TYPE_CHECKING:
-    from slidesparse.bench.sweep_book import Heading, SweepBook
-    from slidesparse.bench.sweep_plan import Sweep, Turn
-    from slidesparse.bench.sweep_record import SweepRecord
+    from slidesparse.bench.sweep.book import Heading, SweepBook
+    from slidesparse.bench.sweep.plan import Sweep, Turn
+    from slidesparse.bench.sweep.record import SweepRecord
     from slidesparse.cache import TuningCache
     from slidesparse.devices import Device
     from slidesparse.models import ModelSpec
@@ -41,9 +47,21 @@ def prefill(**given: Any) -> None:
 
 @click.command()
 @sweep_options("decode")
-def decode(**given: Any) -> None:
-    """Time decode steps of M sequences: stock, ours dense, ours by pattern, stock again."""
-    _command("decode", Options(**given))
+@load_options
+@click.pass_context
+def decode(context: click.Context, /, counters: bool, **given: Any) -> None:
+    """Time decode steps of M sequences: stock, ours dense, ours by pattern, stock again.
+
+    With --counters: serve a steady load of C requests and watch the GPU and the engine meanwhile.
+    """
+    check_mix(context, counters)
+    if counters:
+        from slidesparse.cli.bench_counters import measure_load
+
+        measure_load(read_load_options(context))
+        return
+    steps = {name: value for name, value in given.items() if name not in LOAD_ONLY}
+    _command("decode", Options(**steps))
 
 
 class Chosen(NamedTuple):
@@ -71,7 +89,7 @@ def _command(stage: str, options: Options) -> None:
     device, cache = open_cache(options.device, options.cache_dir)
     engine = choose_engine(options.engine, device)
     if engine.name == VLLM:
-        _check_gpus(options.tp, device)
+        check_gpus(options.tp, device)
     for dtype in options.dtypes:
         refuse_fp8(dtype, device, cache.fingerprint.sm, "these models")
     require_triton()
@@ -81,8 +99,8 @@ def _command(stage: str, options: Options) -> None:
         # Layers plan themselves, from the results of this folder.
         os.environ["SLIDESPARSE_CACHE_DIR"] = str(options.cache_dir)
 
-    from slidesparse.bench.sweep import Limits
-    from slidesparse.bench.sweep_plan import due
+    from slidesparse.bench.sweep.plan import due
+    from slidesparse.bench.sweep.runner import Limits
 
     before = _before(file, options.fresh)
     sweep = _sweep(stage, options, device, tuple(specs), before)
@@ -119,7 +137,7 @@ def choose_engine(asked: str | None, device: Device) -> Chosen:
     return Chosen(LINEAR, reason) if reason else Chosen(VLLM)
 
 
-def _check_gpus(tp: int, device: Device) -> None:
+def check_gpus(tp: int, device: Device) -> None:
     """Refuse other GPUs than the first, which vLLM takes, and more ranks than there are GPUs.
 
     Raises:
@@ -143,7 +161,7 @@ def _before(file: Path | None, fresh: bool) -> SweepRecord | None:
     Raises:
         UsageError: the file is there and is no result file of a sweep, or damaged.
     """
-    from slidesparse.bench.sweep_record import read_json
+    from slidesparse.bench.sweep.record import read_json
 
     if file is None or fresh or not file.is_file():
         return None
@@ -159,7 +177,7 @@ def _book(heading: Heading, before: SweepRecord | None, file: Path | None) -> Sw
     Raises:
         UsageError: they are not, with what differs.
     """
-    from slidesparse.bench.sweep_book import SweepBook
+    from slidesparse.bench.sweep.book import SweepBook
 
     differences = heading.differences(before) if before is not None else []
     if differences:
@@ -177,8 +195,8 @@ def _sweep(
     models: tuple[str, ...],
     before: SweepRecord | None,
 ) -> Sweep:
-    from slidesparse.bench.sweep_job import Mode, Stage
-    from slidesparse.bench.sweep_plan import Sweep
+    from slidesparse.bench.sweep.job import Mode, Stage
+    from slidesparse.bench.sweep.plan import Sweep
 
     seed = options.seed
     if seed is None and before is not None and isinstance(before.settings.get("seed"), int):
@@ -206,8 +224,8 @@ def _heading(
     cache: TuningCache,
     specs: dict[str, ModelSpec],
 ) -> Heading:
-    from slidesparse.bench.sweep import ENGINES
-    from slidesparse.bench.sweep_book import Heading
+    from slidesparse.bench.sweep.book import Heading
+    from slidesparse.bench.sweep.runner import ENGINES
 
     versions = {"slidesparse": __version__}
     if engine.name == VLLM:

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from slidesparse.bench.kernel_record import KernelRecord, Row
+    from slidesparse.bench.kernels.record import KernelRecord, Row
 
 SLOWER = 1.05
 """Ours is called slower than an alternative from this ratio of the times on."""

@@ -15,7 +15,7 @@ from slidesparse.problem import DType, parse_dtype
 from slidesparse.recipe import Method, Recipe
 
 if TYPE_CHECKING:
-    from slidesparse.bench.accuracy import AccuracyOptions, AccuracyRun
+    from slidesparse.bench.accuracy.run import AccuracyOptions, AccuracyRun
     from slidesparse.devices import Device
 
     _ParamType = click.ParamType[Any]
@@ -144,7 +144,7 @@ def command(
     selected = select_device(device)
     fingerprint = detect(selected)
 
-    from slidesparse.bench.accuracy import AccuracyOptions, AccuracyRun
+    from slidesparse.bench.accuracy.run import AccuracyOptions, AccuracyRun
     from slidesparse.cli.console import make_console
 
     options = AccuracyOptions(recipe=recipe, **_filled(given, selected))
@@ -224,7 +224,7 @@ def _run(run: AccuracyRun, quiet: bool) -> None:
 
 
 def _report(run: AccuracyRun, interrupted: bool, json_path: Path | None, quiet: bool) -> None:
-    from slidesparse.bench.accuracy_record import write_json
+    from slidesparse.bench.accuracy.record import write_json
     from slidesparse.cli.console import make_console
     from slidesparse.cli.eval_table import print_accuracy
 

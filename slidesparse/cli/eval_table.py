@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from slidesparse.bench.accuracy_record import AccuracyRecord, AccuracyRow
+    from slidesparse.bench.accuracy.record import AccuracyRecord, AccuracyRow
     from slidesparse.pattern import Pattern
     from slidesparse.problem import DType
 

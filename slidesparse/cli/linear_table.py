@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from slidesparse.bench.linear_record import LinearRecord, LinearRow
+    from slidesparse.bench.linear.record import LinearRecord, LinearRow
     from slidesparse.problem import DType
 
 

@@ -22,7 +22,12 @@ COMMANDS = {
     "convert": "Prune and quantise a checkpoint into a standard one that keeps its zeros.",
     "inspect": "Show what the linears of a checkpoint hold: dtype, zeros, pattern, speedup.",
     "eval": "Measure what pruning and quantising a model costs in perplexity and agreement.",
+    "compare": "Put result files of GPUs, versions or settings side by side, with costs.",
+    "profile": "Show the settings that would be adapted to each GPU, with reasons.",
+    "results": "Show and check result files, and import published figures as such.",
+    "plan": "Say whether a model fits a GPU, what it takes, and what bounds its layers.",
     "models": "Show the linear layers of a model and their expanded widths.",
+    "report": "Make a page with figures and tables, or Markdown, of result files.",
     "doctor": "Say what works on this machine and how to mend what does not.",
     "cache": "Look at, move and check the tuning cache.",
 }

@@ -44,9 +44,15 @@ MOST_TOKENS = 2**31 - 1
 
 
 class TokenCounts(_ParamType):
-    """Comma-separated positive integers: 16,256,4096."""
+    """Comma-separated positive integers: 16,256,4096.
+
+    Attributes:
+        symbol: what messages call one.
+        unit: what it counts.
+    """
 
     name = "m,..."
+    symbol, unit = "M", "tokens"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
@@ -59,11 +65,14 @@ class TokenCounts(_ParamType):
             try:
                 count = int(part)
             except ValueError:
-                self.fail(f"M={part.strip()!r} is not an integer", param, ctx)
+                self.fail(f"{self.symbol}={part.strip()!r} is not an integer", param, ctx)
             if count <= 0:
-                self.fail(f"M={count} is not a positive number of tokens", param, ctx)
+                said = f"{self.symbol}={count} is not a positive number of {self.unit}"
+                self.fail(said, param, ctx)
             if count > MOST_TOKENS:
-                self.fail(f"M={count} is more than {MOST_TOKENS} tokens", param, ctx)
+                self.fail(
+                    f"{self.symbol}={count} is more than {MOST_TOKENS} {self.unit}", param, ctx
+                )
             counts.append(count)
         return tuple(dict.fromkeys(counts))
 
@@ -105,7 +114,7 @@ class ModeList(_ParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Parse the list or fail with the accepted names."""
-        from slidesparse.bench.sweep_job import Mode
+        from slidesparse.bench.sweep.job import Mode
 
         if isinstance(value, tuple):
             return value

@@ -22,7 +22,7 @@ from slidesparse.pattern import Pattern, parse_patterns
 from slidesparse.problem import SEARCH_M, DType, GemmProblem, default_output, default_scales
 
 if TYPE_CHECKING:
-    from slidesparse.bench.record import SearchRecord
+    from slidesparse.bench.search.record import SearchRecord
     from slidesparse.bench.workload import LayerProblem
     from slidesparse.models import ModelSpec
     from slidesparse.search.driver import Outcome, Search, SearchOptions
@@ -221,7 +221,7 @@ def _record(
     options: SearchOptions,
     items: tuple[LayerProblem, ...],
 ) -> SearchRecord:
-    from slidesparse.bench.record import SearchRecord
+    from slidesparse.bench.search.record import SearchRecord
 
     settings: dict[str, Any] = {
         "effort": str(options.effort),
@@ -245,7 +245,7 @@ def _record(
 
 
 def _write(record: SearchRecord, json_path: Path | None, csv_path: Path | None) -> None:
-    from slidesparse.bench.record import write_csv, write_json
+    from slidesparse.bench.search.record import write_csv, write_json
 
     if json_path is not None:
         write_json(record, json_path)

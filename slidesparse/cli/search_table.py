@@ -6,15 +6,16 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from slidesparse.bench.search.totals import dense_total, patterns_of, planned_total, totals
 from slidesparse.candidate import Measurement, ProblemResult, Provenance
-from slidesparse.pattern import DENSE, Pattern
-from slidesparse.plan import Choice, choose
+from slidesparse.pattern import DENSE
+from slidesparse.plan import choose
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from slidesparse.bench.record import SearchRecord
+    from slidesparse.bench.search.record import SearchRecord
     from slidesparse.bench.workload import LayerProblem
 
 _MARK = {Provenance.MEASURED: "", Provenance.CACHED: "*", Provenance.BUNDLED: "+"}
@@ -29,42 +30,6 @@ def print_record(record: SearchRecord, console: Console) -> None:
     if len(names) > 1:
         console.print(_totals_table(record))
     _print_notes(record, console)
-
-
-def patterns_of(record: SearchRecord) -> list[Pattern]:
-    """The sparse patterns of a record, in the order asked for."""
-    found = dict.fromkeys(item.problem.pattern for item in record.layers)
-    return [pattern for pattern in found if not pattern.dense]
-
-
-def totals(record: SearchRecord, tokens: int, pattern: Pattern) -> tuple[float, float] | None:
-    """Microseconds of all layers at one M: (best dense, best sparse), weighted by their count.
-
-    Both come from the races of `pattern`, on the pruned weights; None if a layer is missing.
-    """
-    dense_us = sparse_us = 0.0
-    for item in record.layers:
-        if item.tokens != tokens or item.problem.pattern != pattern:
-            continue
-        choice = _choice(record, item)
-        if choice is None or choice.baseline is None or choice.sparse is None:
-            return None
-        dense_us += item.layer.count * choice.baseline.median_us
-        sparse_us += item.layer.count * choice.sparse.median_us
-    return (dense_us, sparse_us) if dense_us else None
-
-
-def planned_total(record: SearchRecord, tokens: int, pattern: Pattern) -> float | None:
-    """Microseconds of all layers at one M when each runs what is planned for it."""
-    planned_us = 0.0
-    for item in record.layers:
-        if item.tokens != tokens or item.problem.pattern != pattern:
-            continue
-        choice = _choice(record, item)
-        if choice is None:
-            return None
-        planned_us += item.layer.count * choice.chosen.median_us
-    return planned_us or None
 
 
 def _layer_table(record: SearchRecord, items: list[LayerProblem]) -> Table:
@@ -123,18 +88,6 @@ def _totals_table(record: SearchRecord) -> Table:
             cells.append(f"{sparse}\nplanned {both[0] / planned:.2f}x")
         table.add_row(str(tokens), "-" if dense is None else f"{dense / 1e3:.3f}", *cells)
     return table
-
-
-def dense_total(record: SearchRecord, tokens: int) -> float | None:
-    """Microseconds of all dense layers at one M, on unpruned weights; None if one is missing."""
-    total = 0.0
-    for item in record.layers:
-        if item.tokens == tokens and item.problem.pattern.dense:
-            held = record.results.get(item.problem)
-            if held is None or held[0].best is None:
-                return None
-            total += item.layer.count * held[0].best.median_us
-    return total or None
 
 
 def _table(title: str, record: SearchRecord, dense_columns: list[str]) -> Table:
@@ -210,11 +163,6 @@ def _print_failures(results: Iterable[ProblemResult], console: Console) -> None:
         )
     if len(failed) > 12:
         console.print(f"failed: {len(failed) - 12} more kinds, all in the file of --json")
-
-
-def _choice(record: SearchRecord, item: LayerProblem) -> Choice | None:
-    held = record.results.get(item.problem)
-    return choose(held[0]) if held is not None else None
 
 
 def _name(measurement: Measurement) -> str:

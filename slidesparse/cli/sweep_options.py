@@ -23,7 +23,7 @@ from slidesparse.pattern import Pattern, parse_patterns
 from slidesparse.problem import SWEEP_M, DType
 
 if TYPE_CHECKING:
-    from slidesparse.bench.sweep_job import Mode
+    from slidesparse.bench.sweep.job import Mode
     from slidesparse.devices import Device
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -106,17 +106,7 @@ class Options:
         Raises:
             UsageError: --resume excludes what else is given, or its file is not there.
         """
-        if self.resume is None:
-            return self.json_path
-        if self.fresh:
-            raise UsageError("--resume and --fresh exclude each other")
-        if self.json_path is not None and self.json_path.resolve() != self.resume.resolve():
-            raise UsageError(
-                f"--resume {self.resume} is written to as well; leave out --json {self.json_path}"
-            )
-        if not self.resume.is_file():
-            raise UsageError(f"--resume {self.resume}: there is no such file; begin with --json")
-        return self.resume
+        return chosen_file(self.json_path, self.resume, self.fresh)
 
     def patterns_on(self, device: Device) -> tuple[Pattern, ...]:
         """Those that were asked for, or the device's defaults."""
@@ -129,6 +119,23 @@ class Options:
     def repeats_on(self, device: Device) -> int:
         """Those that were asked for, or the device's default."""
         return self.repeats or (GPU_REPEATS if device.is_gpu else CPU_REPEATS)
+
+
+def chosen_file(json_path: Path | None, resume: Path | None, fresh: bool) -> Path | None:
+    """The result file that --json or --resume names, None without either.
+
+    Raises:
+        UsageError: --resume excludes what else is given, or its file is not there.
+    """
+    if resume is None:
+        return json_path
+    if fresh:
+        raise UsageError("--resume and --fresh exclude each other")
+    if json_path is not None and json_path.resolve() != resume.resolve():
+        raise UsageError(f"--resume {resume} is written to as well; leave out --json {json_path}")
+    if not resume.is_file():
+        raise UsageError(f"--resume {resume}: there is no such file; begin with --json")
+    return resume
 
 
 def sweep_options(stage: str) -> Callable[[Function], Function]:

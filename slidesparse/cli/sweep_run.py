@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from slidesparse.cli.results import end_early, write_each
+from slidesparse.cli.endings import end_early, write_each
 from slidesparse.cli.sweep_options import Options
 
 if TYPE_CHECKING:
-    from slidesparse.bench.sweep import Limits
-    from slidesparse.bench.sweep_book import SweepBook
-    from slidesparse.bench.sweep_plan import Turn
-    from slidesparse.bench.sweep_record import SweepRecord
+    from slidesparse.bench.counters.record import CountersRecord
+    from slidesparse.bench.sweep.book import SweepBook
+    from slidesparse.bench.sweep.plan import Turn
+    from slidesparse.bench.sweep.record import SweepRecord
+    from slidesparse.bench.sweep.runner import Limits
     from slidesparse.devices import Device
 
 
@@ -48,8 +49,8 @@ def run_and_end(
         limits: of their processes.
         options: which files to write, and how much to print.
     """
-    from slidesparse.bench.sweep_compare import write_csv
-    from slidesparse.bench.sweep_record import write_json
+    from slidesparse.bench.sweep.compare import write_csv
+    from slidesparse.bench.sweep.record import write_json
     from slidesparse.cli.console import make_console
 
     end: KeyboardInterrupt | None = None
@@ -67,20 +68,20 @@ def run_and_end(
     finally:
         unwritten += write_each(record, (write_csv, options.csv_path))
         if options.figure_path is not None:
-            from slidesparse.bench.sweep_figure import write_figure
+            from slidesparse.bench.sweep.figure import write_figure
 
             unwritten += write_each(record, (write_figure, options.figure_path))
     if end is not None and file is not None and not unwritten:
         click.echo(f"{file} holds what was measured; the same command goes on", err=True)
-    _finish(record, end, unwritten)
+    finish(record, end, unwritten)
 
 
 def _run(
     turns: Sequence[Turn], book: SweepBook, device: Device, limits: Limits, options: Options
 ) -> None:
     """Measure what is due; the result file is written after every cell."""
-    from slidesparse.bench.sweep import ENGINES, SweepRunner
-    from slidesparse.bench.sweep_record import write_json
+    from slidesparse.bench.sweep.record import write_json
+    from slidesparse.bench.sweep.runner import ENGINES, SweepRunner
     from slidesparse.cli.console import make_console
     from slidesparse.cli.progress import ProgressLine
 
@@ -106,15 +107,17 @@ def _run(
                     progress.note(f"FAILED {cell.key}: {cell.failure}: {cell.reason}")
 
 
-def _finish(record: SweepRecord, end: KeyboardInterrupt | None, unwritten: list[str]) -> None:
+def finish(
+    record: SweepRecord | CountersRecord, end: KeyboardInterrupt | None, unwritten: list[str]
+) -> None:
     """Exit with 130 if interrupted, 1 if a cell failed or a file is not written.
 
     Args:
-        record: of the sweep.
+        record: of the run.
         end: what ended it early, or None.
         unwritten: why files are not there, one line each.
     """
-    from slidesparse.bench.sweep import Kind
+    from slidesparse.bench.sweep.runner import Kind
 
     end_early(end, unwritten)
     late = [cell for cell in record.failed if cell.failure is Kind.BUDGET]

@@ -6,15 +6,15 @@ import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from slidesparse.bench.sweep_compare import KINDS, STOCK, Comparison, Ratio
+from slidesparse.bench.sweep.compare import KINDS, STOCK, Comparison, Ratio
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from slidesparse.bench.sweep_job import Variant
-    from slidesparse.bench.sweep_plan import Block
-    from slidesparse.bench.sweep_record import Cell, SweepRecord
+    from slidesparse.bench.sweep.job import Variant
+    from slidesparse.bench.sweep.plan import Block
+    from slidesparse.bench.sweep.record import Cell, SweepRecord
 
 WIDE = "*"
 """Behind an M whose tensors pass 2^31 - 1 elements."""

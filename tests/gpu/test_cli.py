@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from slidesparse.bench.record import read_json
+from slidesparse.bench.search.record import read_json
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from slidesparse.bench.record import read_json
+from slidesparse.bench.search.record import read_json
 from slidesparse.cache import TuningCache
 from slidesparse.candidate import Provenance
 from slidesparse.devices import CPU, detect

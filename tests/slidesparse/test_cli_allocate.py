@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 
 from slidesparse.accuracy.load import load_model
 from slidesparse.accuracy.partial import PartialModel
-from slidesparse.bench.allocation_record import AllocationRecord, read_json
+from slidesparse.bench.allocation.record import AllocationRecord, read_json
 from slidesparse.cache import TuningCache
 from slidesparse.cli.main import cli
 from slidesparse.devices import CPU, detect

@@ -18,8 +18,8 @@ from click.testing import CliRunner, Result
 from rich.console import Console
 
 from slidesparse.bench.fault import DeviceLost
-from slidesparse.bench.kernel_record import KernelRecord, Row, read_json
-from slidesparse.bench.kernels import KernelBench
+from slidesparse.bench.kernels.record import KernelRecord, Row, read_json
+from slidesparse.bench.kernels.run import KernelBench
 from slidesparse.cli.bench_table import print_kernels, reasons, verdict
 from slidesparse.cli.main import cli
 from slidesparse.devices import CPU, Device, detect
@@ -201,7 +201,7 @@ def test_a_file_that_cannot_be_written_costs_neither_the_table_nor_the_other(
     def fails(record: KernelRecord, path: Path) -> None:
         raise UsageError(f"cannot write {path}: No space left on device")
 
-    monkeypatch.setattr(f"slidesparse.bench.kernel_record.write_{broken}", fails)
+    monkeypatch.setattr(f"slidesparse.bench.kernels.record.write_{broken}", fails)
     options = [part for name, path in files.items() for part in (f"--{name}", str(path))]
     result = bench("--ops", "quantize", "--m", "4", *options)
     assert_one_line(result, 1, f"cannot write {files[broken]}: No space left on device")

@@ -20,9 +20,9 @@ from agreement_records import EAGER, GRAPHS, make_checkpoint, make_record
 from click.testing import CliRunner, Result
 from two_four_models import save_both
 
-from slidesparse.bench.agreement import AgreementRun
-from slidesparse.bench.agreement_record import AgreementRecord, Served, read_json
-from slidesparse.bench.sweep import Kind
+from slidesparse.bench.agreement.record import AgreementRecord, Served, read_json
+from slidesparse.bench.agreement.run import AgreementRun
+from slidesparse.bench.sweep.runner import Kind
 from slidesparse.cli.agreement_table import print_agreement, verdict
 from slidesparse.cli.bench_agreement import agreement, chosen, measure
 from slidesparse.cli.console import make_console

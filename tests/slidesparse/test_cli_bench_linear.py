@@ -17,8 +17,8 @@ from linear_records import TUNED, make_record
 from rich.console import Console
 
 from slidesparse.bench.fault import DeviceLost
-from slidesparse.bench.linear import LinearBench
-from slidesparse.bench.linear_record import LinearRecord, read_json
+from slidesparse.bench.linear.record import LinearRecord, read_json
+from slidesparse.bench.linear.run import LinearBench
 from slidesparse.cli.linear_table import plans, print_linears, reasons, verdict
 from slidesparse.cli.main import cli
 from slidesparse.devices import CPU, Device, detect
@@ -31,7 +31,7 @@ TINY = Path(__file__).resolve().parents[1] / "data" / "tiny"
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("ROUNDS", "FEWEST_ROUNDS"):
-        monkeypatch.setattr(f"slidesparse.bench.linear.{name}", 2)
+        monkeypatch.setattr(f"slidesparse.bench.linear.run.{name}", 2)
 
 
 def bench(*arguments: str) -> Result:
@@ -194,7 +194,7 @@ def test_a_file_that_cannot_be_written_costs_neither_the_table_nor_the_other(
     def fails(record: LinearRecord, path: Path) -> None:
         raise UsageError(f"cannot write {path}: No space left on device")
 
-    monkeypatch.setattr(f"slidesparse.bench.linear_record.write_{broken}", fails)
+    monkeypatch.setattr(f"slidesparse.bench.linear.record.write_{broken}", fails)
     options = [part for name, path in files.items() for part in (f"--{name}", str(path))]
     result = bench("--layers", "o", "--dtype", "int8", *options)
     assert_one_line(result, 1, f"cannot write {files[broken]}: No space left on device")

@@ -19,8 +19,8 @@ import pytest
 from click.testing import CliRunner, Result
 from sweep_engines import LOG, SCRIPT, calls, pids
 
-from slidesparse.bench.sweep import ENGINES, Kind
-from slidesparse.bench.sweep_record import SweepRecord, read_json
+from slidesparse.bench.sweep.record import SweepRecord, read_json
+from slidesparse.bench.sweep.runner import ENGINES, Kind
 from slidesparse.cli.bench_sweep import Chosen, choose_engine, first_line
 from slidesparse.cli.main import cli
 from slidesparse.devices import CPU, Device, detect
@@ -342,7 +342,7 @@ def test_usage_errors_do_not_wait_for_torch(arguments: tuple[str, ...]) -> None:
 MAIN = """
 import sys
 from dataclasses import replace
-from slidesparse.bench.sweep import ENGINES
+from slidesparse.bench.sweep.runner import ENGINES
 from slidesparse.cli.main import main
 
 ENGINES["linear"] = replace(ENGINES["linear"], factory="sweep_engines:Scripted")

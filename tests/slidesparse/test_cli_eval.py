@@ -18,8 +18,8 @@ from eval_models import learned_model, make_text, save
 from safetensors.torch import load_file, save_file
 
 from slidesparse.accuracy.evaluate import variants
-from slidesparse.bench import accuracy
-from slidesparse.bench.accuracy_record import AccuracyRecord, read_json
+from slidesparse.bench.accuracy import run as accuracy
+from slidesparse.bench.accuracy.record import AccuracyRecord, read_json
 from slidesparse.cli.eval import _filled
 from slidesparse.cli.main import cli
 from slidesparse.devices import CPU, detect

@@ -12,10 +12,10 @@ from typing import NamedTuple
 import pytest
 from click.testing import CliRunner, Result
 
-from slidesparse.bench.record import CSV_COLUMNS, SearchRecord, read_json
+from slidesparse.bench.search.record import CSV_COLUMNS, SearchRecord, read_json
+from slidesparse.bench.search.totals import planned_total, totals
 from slidesparse.candidate import Provenance
 from slidesparse.cli.main import cli
-from slidesparse.cli.search_table import planned_total, totals
 from slidesparse.devices import CPU, detect
 from slidesparse.pattern import DENSE, Pattern
 from slidesparse.plan import choose

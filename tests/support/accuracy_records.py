@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from slidesparse.bench.accuracy_record import AccuracyRecord, AccuracyRow, TextSource
+from slidesparse.bench.accuracy.record import AccuracyRecord, AccuracyRow, TextSource
 from slidesparse.devices import Fingerprint
 from slidesparse.pattern import DENSE, Pattern
 from slidesparse.problem import DType

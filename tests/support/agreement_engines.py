@@ -7,9 +7,9 @@ import os
 import signal
 import time
 
-from slidesparse.bench.agreement_numbers import Scores
-from slidesparse.bench.agreement_requests import Request
-from slidesparse.bench.agreement_vllm import Answered, Built, Task
+from slidesparse.bench.agreement.numbers import Scores
+from slidesparse.bench.agreement.requests import Request
+from slidesparse.bench.agreement.vllm import Answered, Built, Task
 from slidesparse.devices import Device
 from slidesparse.errors import UsageError
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from slidesparse.bench.accuracy_record import TextSource
-from slidesparse.bench.agreement_numbers import Compared
-from slidesparse.bench.agreement_record import (
+from slidesparse.bench.accuracy.record import TextSource
+from slidesparse.bench.agreement.numbers import Compared
+from slidesparse.bench.agreement.record import (
     AgreementRecord,
     CheckpointAgreement,
     Limits,
@@ -15,7 +15,7 @@ from slidesparse.bench.agreement_record import (
     Pair,
     Served,
 )
-from slidesparse.bench.sweep_job import Mode, System
+from slidesparse.bench.sweep.job import Mode, System
 from slidesparse.devices import Fingerprint
 
 H200 = Fingerprint("NVIDIA H200", 90, 132, 143156, "580", "13.1.0", "0.8.1", "2.11.0", "3.6.0")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from slidesparse.bench.kernel_record import AlternativeTime, Ceilings, KernelRecord, Row, Skipped
+from slidesparse.bench.kernels.record import AlternativeTime, Ceilings, KernelRecord, Row, Skipped
 from slidesparse.devices import Fingerprint
 from slidesparse.kernel_problem import KernelProblem, Op
 from slidesparse.pattern import DENSE, Pattern

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from slidesparse.bench.linear_record import (
+from slidesparse.bench.linear.record import (
     LinearRecord,
     LinearRow,
     LinearTime,

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from slidesparse.bench.sweep_job import CellTime, Engine
+from slidesparse.bench.sweep.job import CellTime, Engine
 from slidesparse.errors import CandidateError
 
 SCRIPT, LOG = "SWEEP_SCRIPT", "SWEEP_LOG"

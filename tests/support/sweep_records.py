@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from slidesparse.bench.sweep import Failure, Kind, Outcome
-from slidesparse.bench.sweep_book import Heading, SweepBook
-from slidesparse.bench.sweep_job import CellTime, Mode, Stage, System, Variant
-from slidesparse.bench.sweep_plan import Block, Key, Sweep
-from slidesparse.bench.sweep_record import SweepRecord
+from slidesparse.bench.sweep.book import Heading, SweepBook
+from slidesparse.bench.sweep.job import CellTime, Mode, Stage, System, Variant
+from slidesparse.bench.sweep.plan import Block, Key, Sweep
+from slidesparse.bench.sweep.record import SweepRecord
+from slidesparse.bench.sweep.runner import Failure, Kind, Outcome
 from slidesparse.devices import Fingerprint
 from slidesparse.models import load_model
 from slidesparse.pattern import DENSE, Pattern

@@ -93,7 +93,7 @@ def seconds_of_loading(folder: Path) -> dict[str, Any]:
     from vllm.model_executor.model_loader import get_model_loader
     from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 
-    from slidesparse.bench.agreement_vllm import timed_loading
+    from slidesparse.bench.agreement.vllm import timed_loading
 
     args = EngineArgs(str(folder), skip_tokenizer_init=True, load_format="dummy", max_model_len=64)
     config = args.create_engine_config()
@@ -111,15 +111,15 @@ def seconds_of_loading(folder: Path) -> dict[str, Any]:
 
 def main(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Build the engine, score and answer."""
-    from slidesparse.bench.sweep_vllm_compat import prepare
+    from slidesparse.bench.sweep.vllm_compat import prepare
 
     prepare()
     choose_platform(settings["ahead"])
     if settings.get("load"):
         return seconds_of_loading(folder)
-    from slidesparse.bench.agreement_requests import Request
-    from slidesparse.bench.agreement_vllm import AgreementEngine, Task, engine_arguments
-    from slidesparse.bench.sweep_job import Mode, System
+    from slidesparse.bench.agreement.requests import Request
+    from slidesparse.bench.agreement.vllm import AgreementEngine, Task, engine_arguments
+    from slidesparse.bench.sweep.job import Mode, System
     from slidesparse.devices import CPU
 
     task = Task(str(folder), System.STOCK, Mode.EAGER, 1, settings["longest"], 0)

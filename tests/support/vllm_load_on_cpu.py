@@ -21,8 +21,8 @@ def preset(name: str) -> dict[str, Any]:
     """What vLLM makes of a preset's folder."""
     from vllm.engine.arg_utils import EngineArgs
 
-    from slidesparse.bench.sweep_vllm import engine_arguments
-    from slidesparse.bench.sweep_vllm_model import serve
+    from slidesparse.bench.sweep.vllm import engine_arguments
+    from slidesparse.bench.sweep.vllm_model import serve
 
     job = job_of({"folder": name, "dtype": "int8", "pattern": "6:8", "system": "stock"})
     served = serve(job)
@@ -49,7 +49,7 @@ def preset(name: str) -> dict[str, Any]:
 
 
 def job_of(case: dict[str, Any]) -> Any:
-    from slidesparse.bench.sweep_job import Job, Mode, Stage, System, Variant
+    from slidesparse.bench.sweep.job import Job, Mode, Stage, System, Variant
     from slidesparse.pattern import Pattern
     from slidesparse.problem import parse_dtype
 
@@ -69,9 +69,9 @@ def fill(case: dict[str, Any]) -> dict[str, Any]:
     from vllm.model_executor.model_loader.utils import initialize_model
     from vllm.utils.torch_utils import set_default_torch_dtype
 
-    from slidesparse.bench.sweep_vllm import engine_arguments
-    from slidesparse.bench.sweep_vllm_model import serve
-    from slidesparse.bench.sweep_vllm_worker import describe
+    from slidesparse.bench.sweep.vllm import engine_arguments
+    from slidesparse.bench.sweep.vllm_model import serve
+    from slidesparse.bench.sweep.vllm_worker import describe
 
     job = job_of(case)
     arguments = engine_arguments(job, serve(job))
@@ -86,7 +86,10 @@ def fill(case: dict[str, Any]) -> dict[str, Any]:
         if not parallel_state.model_parallel_is_initialized():
             place = f"file://{tempfile.mkdtemp()}/store"
             parallel_state.init_distributed_environment(1, 0, place, 0, "gloo")
-            parallel_state.ensure_model_parallel_initialized(1, 1)
+        else:
+            # A model with experts has a group more than one without.
+            parallel_state.destroy_model_parallel()
+        parallel_state.ensure_model_parallel_initialized(1, 1)
         with set_default_torch_dtype(torch.bfloat16):
             model = initialize_model(vllm_config=config)
         get_model_loader(config.load_config).load_weights(model, config.model_config)
@@ -110,26 +113,26 @@ def look(value: Any) -> dict[str, Any]:
         "std": float(values.std(correction=0)),
         "least": float(values.min()),
     }
-    if value.ndim == 2:
-        largest = values.abs().amax(dim=1)
+    if value.ndim >= 2:
+        largest = values.abs().amax(dim=-1)
         said |= {
             "row_top": [float(largest.min()), float(largest.max())],
             "zeros": float((values == 0).double().mean()),
-            "pattern": str(detect_pattern(value)),
+            "pattern": str(detect_pattern(value.reshape(-1, value.shape[-1]))),
         }
     return said
 
 
 def main(settings: dict[str, Any]) -> dict[str, Any]:
     """All that was asked for."""
-    from slidesparse.bench.sweep_vllm_compat import prepare
+    from slidesparse.bench.sweep.vllm_compat import prepare
 
     prepare()
     import vllm.platforms
     from vllm.platforms.cpu import CpuPlatform
 
     vllm.platforms._current_platform = CpuPlatform()
-    import slidesparse.bench.sweep_vllm_worker  # noqa: F401  # As vLLM does in each worker.
+    import slidesparse.bench.sweep.vllm_worker  # noqa: F401  # As vLLM does in each worker.
 
     return {
         "presets": {name: preset(name) for name in settings.get("presets", ())},

@@ -103,10 +103,10 @@ def clock_executor(blocks: int) -> type:
 
 def main(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Build the engine of a sweep and measure each cell; errors are results, too."""
-    from slidesparse.bench.sweep_job import Job, Mode, Stage, System, Variant
-    from slidesparse.bench.sweep_vllm import VllmEngine
-    from slidesparse.bench.sweep_vllm_compat import LiveEngine, prepare
-    from slidesparse.bench.sweep_vllm_steps import StepError
+    from slidesparse.bench.sweep.job import Job, Mode, Stage, System, Variant
+    from slidesparse.bench.sweep.vllm import VllmEngine
+    from slidesparse.bench.sweep.vllm_compat import LiveEngine, prepare
+    from slidesparse.bench.sweep.vllm_steps import StepError
     from slidesparse.devices import CPU
     from slidesparse.problem import DType
 
