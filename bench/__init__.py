@@ -7,6 +7,7 @@ What several of them share is here:
     schema        the JSON Schema of all kinds, kept in result.schema.json
     results_text  result files in words
     race, watch, ceilings  interleaved timing, clock and power meanwhile, what the machine can do
+    on_device     stream, waiting and free memory of a benchmark in this process
     workload, alternatives, compiled, vllm_kernels, kernel_kinds  what is timed, and against what
     roofline      arithmetic intensity and ceilings
     fault         what a lost device costs

@@ -33,7 +33,7 @@ MODULES = (
     "slidesparse.bench.capacity.check_record",
     "slidesparse.bench.counters.rows",
 )
-"""One module per kind. Each has `KIND`, `read_json(path)`, `rows(record)` and `json_schema()`.
+"""One module per kind. Each has `FORM`, `read_json(path)` and `rows(record)`.
 
 A record has `fingerprint`, `settings`, `commit`, `version` and `created`, where it needs them
 `versions` of other software, and `machine`, its heading, where its fingerprint is None.
@@ -49,17 +49,14 @@ def kind_modules() -> Iterator[ModuleType]:
 
 
 def result_schema() -> dict[str, Any]:
-    """JSON Schema of a result file of any kind, older schema versions that can be read included.
-
-    A kind's module may have `older_json_schema()`: schemas by version.
-    """
-    found = []
-    for module in kind_modules():
-        kind: FileKind = module.KIND
-        older = module.older_json_schema() if hasattr(module, "older_json_schema") else {}
-        for version, schema in {kind.schema_version: module.json_schema(), **older}.items():
-            found.append(Definition(kind.kind, version, schema))
-    return whole_schema(found)
+    """JSON Schema of a result file of any kind, older schema versions that can be read included."""
+    return whole_schema(
+        [
+            Definition(module.FORM.kind.kind, version, schema)
+            for module in kind_modules()
+            for version, schema in module.FORM.schemas().items()
+        ]
+    )
 
 
 def read_results(path: Path) -> ResultFile:
@@ -73,14 +70,15 @@ def read_results(path: Path) -> ResultFile:
             wrong values or two figures of one thing; one line that names the file and the place.
     """
     module = _module_of(path)
+    kind: FileKind = module.FORM.kind
     record = module.read_json(path)
     rows: tuple[Row, ...] = module.rows(record)
     _require_once(path, rows)
     fingerprint: Fingerprint | None = record.fingerprint
     return ResultFile(
         path=path,
-        kind=module.KIND.kind,
-        command=module.KIND.command,
+        kind=kind.kind,
+        command=kind.command,
         fingerprint=fingerprint,
         machine=record.machine if fingerprint is None else fingerprint.name,
         versions=_versions(record, fingerprint),
@@ -120,9 +118,9 @@ def _module_of(path: Path) -> ModuleType:
     kind = load_object(path).get("kind")
     known = []
     for module in kind_modules():
-        if module.KIND.kind == kind:
+        if module.FORM.kind.kind == kind:
             return module
-        known.append(module.KIND.kind)
+        known.append(module.FORM.kind.kind)
     if kind is None:
         raise UsageError(f"{path} is not a result file: it names no kind")
     near = difflib.get_close_matches(str(kind), known, n=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,12 +60,31 @@ class PooledTimed(GpuTimed):
     """Samples of a PooledRunner: otherwise each graph would keep outputs of gigabytes."""
 
     def _capture(self) -> None:
-        graph = torch.cuda.CUDAGraph()
         pool = self.runner.pool if isinstance(self.runner, PooledRunner) else None
+        try:
+            self._graph = self._captured(pool)
+        except Exception:
+            self._close(pool)
+            raise
+
+    def _captured(self, pool: Any) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(self.stream):
             graph.capture_begin(pool=pool, capture_error_mode="thread_local")
             try:
                 self._launch_all()
             finally:
                 graph.capture_end()
-        self._graph = graph
+        return graph
+
+    def _close(self, pool: Any) -> None:
+        """End what a capture that the driver refused has left open in torch before 2.12.
+
+        There torch still takes the pool for one that is being captured into: every later capture
+        into it fails, and so does giving back memory (pytorch issue 180395).
+        """
+        end = getattr(torch._C, "_cuda_endAllocateToPool", None)
+        if pool is not None and end is not None:
+            # Torch raises where the capture had ended as it should.
+            with suppress(RuntimeError):
+                end(self.stream.device_index, pool)

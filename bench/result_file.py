@@ -11,7 +11,7 @@ import json
 import os
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,13 +33,14 @@ class FileKind:
         kind: in its field "kind".
         schema_version: of its fields.
         command: that writes it, for messages.
-        older: schema versions that can still be read.
+        older: schema versions that can still be read, each with the fields that it lacks and what
+            is read in their place.
     """
 
     kind: str
     schema_version: int
     command: str
-    older: tuple[int, ...] = ()
+    older: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def write_data(path: Path, kind: FileKind, data: Mapping[str, Any]) -> None:
@@ -79,7 +80,7 @@ def load_object(path: Path, of: str = "") -> dict[str, Any]:
 
 
 def read_data(path: Path, kind: FileKind) -> dict[str, Any]:
-    """What a result file holds behind its kind and schema.
+    """What a result file holds behind its kind and schema, whole if it is of an older schema.
 
     Raises:
         UsageError: it is missing, truncated, or of another kind or schema.
@@ -87,19 +88,19 @@ def read_data(path: Path, kind: FileKind) -> dict[str, Any]:
     data = load_object(path, kind.command)
     if data.pop("kind", None) != kind.kind:
         raise UsageError(f"{path} is not a result file of {kind.command}")
-    check_version(path, kind, data.pop("schema_version", None))
-    return data
+    version = _known_version(path, kind, data.pop("schema_version", None))
+    return {**kind.older.get(version, {}), **data}
 
 
-def check_version(path: Path, kind: FileKind, version: object) -> None:
-    """Refuse a file of another schema.
+def _known_version(path: Path, kind: FileKind, version: object) -> int:
+    """The schema version that a file names.
 
     Raises:
-        UsageError: it is, with the remedy.
+        UsageError: it cannot be read, with the remedy.
     """
     # Not by ==, for which true is 1.
     if type(version) is int and version in (kind.schema_version, *kind.older):
-        return
+        return version
     newer = type(version) is int and version > kind.schema_version
     remedy = "update slidesparse" if newer else f"measure again with {kind.command}"
     raise UsageError(
@@ -120,23 +121,9 @@ def read_record(path: Path, kind: FileKind, adapter: TypeAdapter[R]) -> R:
             which is named.
     """
     data = read_data(path, kind)
-    for field in STAMPS:
-        if field not in data:
-            raise UsageError(f"{path} is damaged: it lacks '{field}'")
-    return record_of(path, data, adapter)
-
-
-def record_of(path: Path, data: Mapping[str, Any], adapter: TypeAdapter[R]) -> R:
-    """The record in what a result file holds behind its kind and schema.
-
-    Args:
-        path: of the file, for messages.
-        data: from it.
-        adapter: of the record.
-
-    Raises:
-        UsageError: it holds a wrong value, which is named.
-    """
+    for name in STAMPS:
+        if name not in data:
+            raise UsageError(f"{path} is damaged: it lacks '{name}'")
     try:
         # As JSON: there a list may stand for a tuple and an object for a dataclass.
         return adapter.validate_json(json.dumps(data))
@@ -162,6 +149,11 @@ def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Sequence[objec
     write_text(path, text.getvalue())
 
 
+def as_cell(value: float | None) -> str:
+    """A number as a CSV holds it, six digits long; "" for none."""
+    return "" if value is None else f"{value:.6g}"
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all; what is no plain file is written to, never replaced.
 
@@ -171,9 +163,9 @@ def write_text(path: Path, text: str) -> None:
     target = path.resolve()
     temporary = target.with_name(target.name + ".part")
     try:
-        if target.exists() and not target.is_file():
-            # A device or a pipe: never replaced.
-            target.write_text(text, encoding="utf-8", newline="")
+        if path.exists() and not path.is_file():
+            # A device or a pipe, never replaced. The pipe behind /dev/stdout has no other name.
+            path.write_text(text, encoding="utf-8", newline="")
             return
         temporary.write_text(text, encoding="utf-8", newline="")
         os.replace(temporary, target)

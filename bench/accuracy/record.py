@@ -7,49 +7,26 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import (
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    PlainValidator,
-    StringConstraints,
-    TypeAdapter,
-    WithJsonSchema,
-)
+from pydantic import ConfigDict, StringConstraints
 
 from slidesparse import __version__
-from slidesparse.bench.kernels.record import Amount, Machine, Text
-from slidesparse.bench.result_file import FileKind, read_record, source_commit, write_data
-from slidesparse.candidate import timestamp
+from slidesparse.bench.fields import STRICT, Amount, Count, Machine, Positive, Share, Text, Zeros
+from slidesparse.bench.record_form import RecordForm, Stamped
+from slidesparse.bench.result_file import FileKind
 from slidesparse.pattern import Pattern
 from slidesparse.problem import DType
 from slidesparse.recipe import Method
-from slidesparse.serialize import PATTERN_SCHEMA
 
 if TYPE_CHECKING:
     from slidesparse.accuracy.evaluate import Outcome
 
 KIND = FileKind("slidesparse-accuracy", 1, "slidesparse eval")
 
-_CONFIG = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-
-Count = Annotated[int, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
-
-
-def _pattern(value: object) -> Pattern:
-    return value if isinstance(value, Pattern) else Pattern.parse(str(value))
-
-
-Kind = Annotated[
-    Pattern, PlainValidator(_pattern), PlainSerializer(str), WithJsonSchema(PATTERN_SCHEMA)
-]
 
 
 @dataclass(frozen=True)
@@ -62,7 +39,7 @@ class TextSource:
         tokens: that were used of it.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _CONFIG
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     name: Name
     sha256: Text
@@ -91,14 +68,14 @@ class AccuracyRow:
         tasks: results of lm-evaluation-harness.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _CONFIG
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
-    pattern: Kind
+    pattern: Zeros
     method: Method | None
     dtype: DType | None
     recipe: bool
     zeros: Share
-    tokens: Annotated[int, Field(gt=0)]
+    tokens: Positive
     loss: Amount
     perplexity: Amount | None
     increase: float
@@ -133,7 +110,7 @@ class AccuracyRow:
 
 
 @dataclass(frozen=True)
-class AccuracyRecord:
+class AccuracyRecord(Stamped):
     """One run of `slidesparse eval`.
 
     Args:
@@ -150,7 +127,7 @@ class AccuracyRecord:
         created: UTC time in ISO 8601.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _CONFIG
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     model: Name
     fingerprint: Machine
@@ -164,10 +141,6 @@ class AccuracyRecord:
     version: Text = __version__
     created: Text = ""
 
-    def stamped(self) -> AccuracyRecord:
-        """The record with commit and time of now."""
-        return replace(self, commit=source_commit(), created=timestamp())
-
     def row(
         self, pattern: Pattern, method: Method | None, dtype: DType | None
     ) -> AccuracyRow | None:
@@ -177,22 +150,8 @@ class AccuracyRecord:
         return next(rows, None)
 
 
-def write_json(record: AccuracyRecord, path: Path) -> None:
-    """Write the result file; the folder must exist.
-
-    Raises:
-        UsageError: the file cannot be written.
-    """
-    write_data(path, KIND, _adapter().dump_python(record, mode="json"))
-
-
-def read_json(path: Path) -> AccuracyRecord:
-    """Read a result file back.
-
-    Raises:
-        UsageError: it is missing, truncated, of another kind or schema, or holds wrong values.
-    """
-    return read_record(path, KIND, _adapter())
+FORM = RecordForm(KIND, AccuracyRecord)
+read_json, write_json = FORM.read, FORM.write
 
 
 def text_source(name: str, tokens: int) -> TextSource:
@@ -206,8 +165,3 @@ def text_source(name: str, tokens: int) -> TextSource:
     if not path.is_file():
         return TextSource(name, "", tokens)
     return TextSource(path.name, hashlib.sha256(path.read_bytes()).hexdigest(), tokens)
-
-
-@lru_cache(maxsize=1)
-def _adapter() -> TypeAdapter[AccuracyRecord]:
-    return TypeAdapter(AccuracyRecord)

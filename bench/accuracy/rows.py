@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from slidesparse.bench.accuracy.record import (
-    KIND,
+    FORM,
     AccuracyRecord,
     AccuracyRow,
     TextSource,
     read_json,
 )
 from slidesparse.bench.rows import Row, Value, model_name
-from slidesparse.bench.schema import record_schema
 from slidesparse.candidate import Provenance
 from slidesparse.stats import NORMAL_QUARTILES
 
-__all__ = ["KIND", "json_schema", "read_json", "rows", "text_name"]
+__all__ = ["FORM", "read_json", "rows", "text_name"]
 
 NONE = "none"
 """Where nothing was pruned, or nothing quantised."""
@@ -65,8 +63,3 @@ def _rows(workload: dict[str, Value], it: AccuracyRow) -> Iterator[Row]:
         for name, score in scores:
             if name.startswith(BETTER) and "stderr" not in name and isinstance(score, int | float):
                 yield Row(workload, variant, f"{task} {name}", "", float(score), "higher", measured)
-
-
-def json_schema() -> dict[str, Any]:
-    """JSON Schema of the file behind its kind and schema version."""
-    return record_schema(AccuracyRecord)

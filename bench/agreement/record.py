@@ -6,29 +6,32 @@ follows from what was measured and the limits beside it (see verdict).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import lru_cache
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
-from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic import ConfigDict, Field
 
 from slidesparse import __version__
 from slidesparse.bench.accuracy.record import TextSource
 from slidesparse.bench.agreement.numbers import Compared, perplexity
 from slidesparse.bench.agreement.requests import Sequences
-from slidesparse.bench.kernels.record import Amount, Duration, Machine, Name, Text
-from slidesparse.bench.result_file import FileKind, read_record, source_commit, write_data
+from slidesparse.bench.fields import (
+    STRICT,
+    Amount,
+    Count,
+    Duration,
+    Machine,
+    Name,
+    Positive,
+    Share,
+    Text,
+)
+from slidesparse.bench.record_form import RecordForm, Stamped
+from slidesparse.bench.result_file import FileKind
 from slidesparse.bench.sweep.job import Mode, System
 from slidesparse.bench.sweep.runner import Kind
-from slidesparse.candidate import timestamp
 
 KIND = FileKind("slidesparse-agreement", 1, "slidesparse bench agreement")
-
-_CONFIG = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-
-Count = Annotated[int, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Limits:
         load: the most that ours may take to load over what stock takes; None for any.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _CONFIG
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     agreement: Share = 0.99
     perplexity: Amount = 0.005
@@ -61,7 +64,7 @@ class MixedRequests:
         differing: first positions at which those differ that gave other tokens alone.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _CONFIG
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     count: Count
     aborted: Count
@@ -102,7 +105,7 @@ class Served:
         reason: why it failed, "" where all was measured.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _CONFIG
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     system: System
     mode: Mode
@@ -148,13 +151,13 @@ class Pair:
         difference: mean absolute difference of log probabilities, nats.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _CONFIG
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     system: System
     mode: Mode
     reference_system: System
     reference_mode: Mode
-    tokens: Annotated[int, Field(gt=0)]
+    tokens: Positive
     agreement: Share
     ties: Count
     perplexity: Annotated[float, Field(gt=-1)]
@@ -202,7 +205,7 @@ class CheckpointAgreement:
         pairs: every comparison.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _CONFIG
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     name: Name
     served: tuple[Served, ...]
@@ -220,7 +223,7 @@ class CheckpointAgreement:
 
 
 @dataclass(frozen=True)
-class AgreementRecord:
+class AgreementRecord(Stamped):
     """One run of `slidesparse bench agreement`.
 
     Args:
@@ -237,7 +240,7 @@ class AgreementRecord:
         created: UTC time in ISO 8601.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _CONFIG
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     fingerprint: Machine
     versions: dict[Name, Text]
@@ -251,29 +254,6 @@ class AgreementRecord:
     version: Text = __version__
     created: Text = ""
 
-    def stamped(self) -> AgreementRecord:
-        """The record with commit and time of now."""
-        return replace(self, commit=source_commit(), created=timestamp())
 
-
-def write_json(record: AgreementRecord, path: Path) -> None:
-    """Write the result file; the folder must exist.
-
-    Raises:
-        UsageError: the file cannot be written.
-    """
-    write_data(path, KIND, _adapter().dump_python(record, mode="json"))
-
-
-def read_json(path: Path) -> AgreementRecord:
-    """Read a result file back.
-
-    Raises:
-        UsageError: it is missing, truncated, of another kind or schema, or holds wrong values.
-    """
-    return read_record(path, KIND, _adapter())
-
-
-@lru_cache(maxsize=1)
-def _adapter() -> TypeAdapter[AgreementRecord]:
-    return TypeAdapter(AgreementRecord)
+FORM = RecordForm(KIND, AgreementRecord)
+read_json, write_json = FORM.read, FORM.write

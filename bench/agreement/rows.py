@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
 
 from slidesparse.bench.accuracy.rows import text_name
-from slidesparse.bench.agreement.record import KIND, AgreementRecord, Pair, Served, read_json
+from slidesparse.bench.agreement.record import FORM, AgreementRecord, Pair, Served, read_json
 from slidesparse.bench.rows import Row, Value, model_name
-from slidesparse.bench.schema import record_schema
 from slidesparse.candidate import Provenance
 
-__all__ = ["KIND", "json_schema", "read_json", "rows"]
+__all__ = ["FORM", "read_json", "rows"]
 
 MEASURED = Provenance.MEASURED
 
@@ -58,8 +56,3 @@ def _pair(base: dict[str, Value], it: Pair) -> Iterator[Row]:
     yield Row(workload, variant, "agreement", "", it.agreement, "higher", MEASURED)
     apart = abs(it.perplexity)
     yield Row(workload, variant, "perplexity difference", "", apart, "lower", MEASURED)
-
-
-def json_schema() -> dict[str, Any]:
-    """JSON Schema of the file behind its kind and schema version."""
-    return record_schema(AgreementRecord)

@@ -6,28 +6,27 @@ One JSON form, versioned, written by the tool and never by hand.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from functools import lru_cache
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
-from pydantic import (
-    ConfigDict,
-    Field,
-    TypeAdapter,
-)
+from pydantic import ConfigDict, Field
 
 from slidesparse import __version__
-from slidesparse.bench.kernels.record import Duration, Machine, Name, Text
-from slidesparse.bench.result_file import FileKind, read_record, source_commit, write_data
-from slidesparse.candidate import timestamp
+from slidesparse.bench.fields import (
+    STRICT,
+    Amount,
+    Count,
+    Duration,
+    Machine,
+    Name,
+    Positive,
+    Share,
+    Text,
+)
+from slidesparse.bench.record_form import RecordForm, Stamped
+from slidesparse.bench.result_file import FileKind
 
 KIND = FileKind("slidesparse-allocation", 1, "slidesparse allocate")
-
-_CONFIG = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-
-Count = Annotated[int, Field(ge=0)]
-Size = Annotated[int, Field(gt=0)]
 
 
 @dataclass(frozen=True)
@@ -46,15 +45,15 @@ class GroupRow:
         chosen: its pattern.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _CONFIG
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     block: Count
     name: Name
     linears: tuple[Name, ...]
-    n: Size
-    k: Size
+    n: Positive
+    k: Positive
     us: dict[Name, Duration]
-    kl: dict[Name, Annotated[float, Field(ge=0)]]
+    kl: dict[Name, Amount]
     increases: dict[Name, float]
     chosen: Name
 
@@ -75,16 +74,16 @@ class OutcomeRow:
         proved: whether the solver proved that nothing better was to be predicted.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _CONFIG
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     name: Name
     us: Duration
     speedup: Duration
-    zeros: Annotated[float, Field(ge=0, le=1)]
+    zeros: Share
     predicted: float
     loss: float
     increase: float
-    error: Annotated[float, Field(ge=0)]
+    error: Amount
     proved: bool
 
     @property
@@ -94,7 +93,7 @@ class OutcomeRow:
 
 
 @dataclass(frozen=True)
-class AllocationRecord:
+class AllocationRecord(Stamped):
     """One allocation, as its result file holds it.
 
     Args:
@@ -115,7 +114,7 @@ class AllocationRecord:
         created: UTC time in ISO 8601.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _CONFIG
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     model: Name
     fingerprint: Machine
@@ -124,7 +123,7 @@ class AllocationRecord:
     gemm: Text
     provenance: dict[Name, Count]
     dense_loss: float
-    tokens: Size
+    tokens: Positive
     groups: tuple[GroupRow, ...]
     left_out: tuple[Name, ...]
     outcomes: Annotated[tuple[OutcomeRow, ...], Field(min_length=2)]
@@ -132,10 +131,6 @@ class AllocationRecord:
     commit: Text = ""
     version: Text = __version__
     created: Text = ""
-
-    def stamped(self) -> AllocationRecord:
-        """The record with commit and time of now."""
-        return replace(self, commit=source_commit(), created=timestamp())
 
     @property
     def dense(self) -> OutcomeRow:
@@ -148,24 +143,5 @@ class AllocationRecord:
         return self.outcomes[-1]
 
 
-def write_json(record: AllocationRecord, path: Path) -> None:
-    """Write the result file; the folder must exist.
-
-    Raises:
-        UsageError: the file cannot be written.
-    """
-    write_data(path, KIND, _adapter().dump_python(record, mode="json"))
-
-
-def read_json(path: Path) -> AllocationRecord:
-    """Read a result file back.
-
-    Raises:
-        UsageError: it is missing, truncated, of another kind or schema, or holds wrong values.
-    """
-    return read_record(path, KIND, _adapter())
-
-
-@lru_cache(maxsize=1)
-def _adapter() -> TypeAdapter[AllocationRecord]:
-    return TypeAdapter(AllocationRecord)
+FORM = RecordForm(KIND, AllocationRecord)
+read_json, write_json = FORM.read, FORM.write

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
-from slidesparse.bench.allocation.record import KIND, AllocationRecord, OutcomeRow, read_json
+from slidesparse.bench.allocation.record import FORM, AllocationRecord, OutcomeRow, read_json
 from slidesparse.bench.rows import Row, Value, model_name
-from slidesparse.bench.schema import record_schema
 from slidesparse.candidate import Provenance
 from slidesparse.stats import NORMAL_QUARTILES
 
-__all__ = ["KIND", "json_schema", "read_json", "rows"]
+__all__ = ["FORM", "read_json", "rows"]
 
 
 def rows(record: AllocationRecord) -> tuple[Row, ...]:
@@ -41,8 +39,3 @@ def _rows(workload: dict[str, Value], it: OutcomeRow) -> Iterator[Row]:
     yield Row(
         workload, variant, "loss increase", "nats/token", it.increase, "lower", measured, spread
     )
-
-
-def json_schema() -> dict[str, Any]:
-    """JSON Schema of the file behind its kind and schema version."""
-    return record_schema(AllocationRecord)

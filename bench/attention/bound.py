@@ -19,18 +19,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict
 
-from slidesparse.bench.attention.problem import AttentionProblem, Size
-from slidesparse.bench.kernels.record import Amount, Duration, Name
+from slidesparse.bench.attention.problem import AttentionProblem
+from slidesparse.bench.fields import STRICT, Amount, Duration, Name, Positive
 from slidesparse.problem import DType
 
 EXPS_PER_CLOCK = 16
 """Base-2 exponentials in float32 per clock and SM, compute capability 7.0 to 12.x."""
-
-_CONFIG = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
 @dataclass(frozen=True)
@@ -50,16 +48,16 @@ class Rates:
         bandwidth_source: who says so.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _CONFIG
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     gpu: Name
-    sm: Size
-    sm_count: Size
+    sm: Positive
+    sm_count: Positive
     clock_mhz: Duration
     clock_source: Name
     dtype: DType
-    flops_per_clock: Size
-    exps_per_clock: Size
+    flops_per_clock: Positive
+    exps_per_clock: Positive
     bandwidth_gbs: Duration
     bandwidth_source: Name
 
@@ -100,7 +98,7 @@ class Resource(str, Enum):
 class Bound:
     """The least time of each resource, in microseconds of the whole problem."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _CONFIG
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     tensor_us: Duration
     exponential_us: Duration
@@ -192,14 +190,14 @@ class Verdict:
         reachable: whether the GPU can be as fast; None like the bound.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _CONFIG
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     target_us: Duration
     unit: Unit
     total_us: Duration
     tflops: Amount
     gbs: Amount
-    bound_us: Annotated[float, Field(gt=0)] | None
+    bound_us: Duration | None
     reachable: Reach | None
 
     @property

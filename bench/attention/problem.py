@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict
 
+from slidesparse.bench.fields import Positive
 from slidesparse.errors import ProblemError
 from slidesparse.problem import DType
 
 DTYPES = (DType.BF16, DType.FP16)
 """Of queries, keys, values and the output. Scores, exponentials and sums are float32."""
-
-Size = Annotated[int, Field(gt=0)]
 
 
 @dataclass(frozen=True)
@@ -35,11 +34,11 @@ class AttentionProblem:
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="forbid")
 
-    batch: Size
-    heads: Size
-    kv_heads: Size
-    seq: Size
-    head_dim: Size
+    batch: Positive
+    heads: Positive
+    kv_heads: Positive
+    seq: Positive
+    head_dim: Positive
     causal: bool
     dtype: DType
 

@@ -5,24 +5,20 @@ One JSON form, versioned, written by the tool and never by hand.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
-from functools import lru_cache
-from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic import ConfigDict, Field
 
 from slidesparse import __version__
 from slidesparse.bench.attention.bound import Bound, Rates, Verdict
-from slidesparse.bench.attention.problem import AttentionProblem, Size
-from slidesparse.bench.kernels.record import Amount, Duration, Machine, Name, Text
-from slidesparse.bench.result_file import FileKind, read_record, source_commit, write_data
-from slidesparse.candidate import timestamp
+from slidesparse.bench.attention.problem import AttentionProblem
+from slidesparse.bench.fields import STRICT, Amount, Duration, Machine, Name, Positive, Text
+from slidesparse.bench.record_form import RecordForm, Stamped
+from slidesparse.bench.result_file import FileKind
 
 KIND = FileKind("slidesparse-attention", 1, "slidesparse bench attention")
-
-_CONFIG = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
 class Kind(str, Enum):
@@ -52,7 +48,7 @@ class Sustained:
         no_counters: why there are none; "" where there are.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _CONFIG
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     seconds: Duration
     us: Duration
@@ -80,17 +76,17 @@ class AttentionRow:
         sustained: None where it was not measured: on a CPU.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _CONFIG
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     problem: AttentionProblem
     backend: Name
     how: Text
     median_us: Duration
     spread_us: Amount
-    sets: Size
+    sets: Positive
     error: Amount
     plain_error: Amount
-    checked: Size
+    checked: Positive
     sustained: Sustained | None
 
     @property
@@ -108,7 +104,7 @@ class AttentionRow:
 class LeftOut:
     """A backend without a time for a problem."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _CONFIG
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     problem: AttentionProblem
     backend: Name
@@ -126,7 +122,7 @@ class ProblemBound:
         targets: that were asked for, and what they need.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _CONFIG
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     problem: AttentionProblem
     bound: Bound | None
@@ -134,7 +130,7 @@ class ProblemBound:
 
 
 @dataclass(frozen=True)
-class AttentionRecord:
+class AttentionRecord(Stamped):
     """One run of the benchmark, as its result file holds it.
 
     Args:
@@ -151,7 +147,7 @@ class AttentionRecord:
         created: UTC time in ISO 8601.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _CONFIG
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     fingerprint: Machine | None
     rates: Rates | None
@@ -174,10 +170,6 @@ class AttentionRecord:
             if problem not in known:
                 raise ValueError(f"{problem} is not among the bounds")
 
-    def stamped(self) -> AttentionRecord:
-        """The record with commit and time of now."""
-        return replace(self, commit=source_commit(), created=timestamp())
-
     @property
     def machine(self) -> str:
         """For headings: where it ran, or the GPU whose bound it is."""
@@ -199,24 +191,5 @@ class AttentionRecord:
         return None if bound is None else 100 * bound.us / row.median_us
 
 
-def write_json(record: AttentionRecord, path: Path) -> None:
-    """Write the result file; the folder must exist.
-
-    Raises:
-        UsageError: the file cannot be written.
-    """
-    write_data(path, KIND, _adapter().dump_python(record, mode="json"))
-
-
-def read_json(path: Path) -> AttentionRecord:
-    """Read a result file back.
-
-    Raises:
-        UsageError: it is missing, truncated, of another kind or schema, or holds wrong values.
-    """
-    return read_record(path, KIND, _adapter())
-
-
-@lru_cache(maxsize=1)
-def _adapter() -> TypeAdapter[AttentionRecord]:
-    return TypeAdapter(AttentionRecord)
+FORM = RecordForm(KIND, AttentionRecord)
+read_json, write_json = FORM.read, FORM.write

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from slidesparse.bench.attention.problem import AttentionProblem
-from slidesparse.bench.attention.record import KIND, AttentionRecord, ProblemBound, read_json
+from slidesparse.bench.attention.record import FORM, AttentionRecord, ProblemBound, read_json
 from slidesparse.bench.rows import Row, Value
-from slidesparse.bench.schema import record_schema
 from slidesparse.candidate import Provenance
 
-__all__ = ["KIND", "json_schema", "read_json", "rows"]
+__all__ = ["FORM", "read_json", "rows"]
 
 BOUND = "bound"
 """The backend of rows that nothing ran for: the least time that the GPU could take."""
@@ -63,8 +61,3 @@ def _workload(problem: AttentionProblem) -> dict[str, Value]:
 def _throughput(workload: dict[str, Value], variant: dict[str, Value], tflops: float) -> Row:
     rate = Provenance.DERIVED
     return Row(workload, variant, "throughput", "TFLOP/s", tflops, "higher", rate)
-
-
-def json_schema() -> dict[str, Any]:
-    """JSON Schema of the file behind its kind and schema version."""
-    return record_schema(AttentionRecord)

@@ -7,9 +7,7 @@ GPU's counters, clock and power mean something.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,10 +19,11 @@ from slidesparse.bench.attention.problem import AttentionProblem
 from slidesparse.bench.attention.record import AttentionRow, Kind, LeftOut, Sustained
 from slidesparse.bench.fault import DeviceLost, guard
 from slidesparse.bench.linear.case import count_sets
+from slidesparse.bench.on_device import OnDevice
 from slidesparse.bench.race import PooledRunner, PooledTimed, Time, race
 from slidesparse.bench.watch import Watch
 from slidesparse.counters import GpmSampler
-from slidesparse.devices import Device, l2_bytes
+from slidesparse.devices import Device
 from slidesparse.tensors import TORCH_DTYPES
 from slidesparse.timing import CpuTimed, Timed
 from slidesparse.worker import first_line
@@ -54,7 +53,7 @@ class _Entrant:
     errors: Errors
 
 
-class AttentionBench:
+class AttentionBench(OnDevice):
     """Times attention on one device.
 
     Args:
@@ -65,14 +64,8 @@ class AttentionBench:
 
     def __init__(self, device: Device, seed: int, backends: Sequence[Backend]) -> None:
         """Bind the device."""
-        self._device, self._seed, self._backends = device, seed, tuple(backends)
-        self._where = torch.device(str(device))
-        self._stream: torch.cuda.Stream | None = None
-        self._l2 = 0
-        if device.is_gpu:
-            torch.cuda.set_device(device.index)
-            self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            self._l2 = l2_bytes(device)
+        super().__init__(device)
+        self._seed, self._backends = seed, tuple(backends)
 
     def run(
         self, problems: Sequence[AttentionProblem], say: Callable[[str], None] = lambda text: None
@@ -252,48 +245,15 @@ class AttentionBench:
                 f"free; {remedy}"
             )
 
-    def _on_stream(self) -> AbstractContextManager[object]:
-        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
-
-    def _wait(self) -> None:
-        if self._stream is not None:
-            torch.cuda.synchronize()
-
-    def _tidy(self) -> None:
-        if self._stream is not None:
-            torch.cuda.empty_cache()
-
-    def _free(self) -> int:
-        if self._device.is_gpu:
-            return int(torch.cuda.mem_get_info(self._where)[0])
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
 
 class _RoomyTimed(PooledTimed):
-    """Captures with the memory that torch only keeps for later given back, and fails cleanly."""
+    """Captures with the memory that torch only keeps for later given back."""
 
     def _capture(self) -> None:
         # During a capture torch gives none of it back by itself: scores of half the memory, which
         # the launch before had left in torch's cache, would not fit a second time.
         torch.cuda.empty_cache()
-        try:
-            super()._capture()
-        except Exception:
-            self._close_pool()
-            raise
-
-    def _close_pool(self) -> None:
-        """End what a capture that the driver refused has left open in torch before 2.12.
-
-        There torch still takes the pool for one that is being captured into: every later capture
-        into it fails, and so does giving back memory (pytorch issue 180395).
-        """
-        pool = self.runner.pool if isinstance(self.runner, PooledRunner) else None
-        end = getattr(torch._C, "_cuda_endAllocateToPool", None)
-        if pool is not None and end is not None:
-            # Torch raises where the capture had ended as it should.
-            with suppress(RuntimeError):
-                end(self.stream.device_index, pool)
+        super()._capture()
 
 
 class _Wrong(Exception):

@@ -3,35 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import lru_cache
-from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic import ConfigDict
 
 from slidesparse import __version__
-from slidesparse.bench.kernels.record import Machine, Name, Text
-from slidesparse.bench.result_file import FileKind, read_record, source_commit, write_data
+from slidesparse.bench.fields import STRICT, Count, Machine, Name, Text
+from slidesparse.bench.record_form import RecordForm, Stamped
+from slidesparse.bench.result_file import FileKind
 from slidesparse.bench.rows import Row, Value, model_name
-from slidesparse.bench.schema import record_schema
-from slidesparse.candidate import Provenance, timestamp
+from slidesparse.candidate import Provenance
 
 KIND = FileKind("slidesparse-capacity-check", 1, "slidesparse plan --check")
 
 TOKENS = "KV-cache tokens"
 """The component that is asserted."""
 
-_CONFIG = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-
-Count = Annotated[int, Field(ge=0)]
-
 
 @dataclass(frozen=True)
 class Component:
     """One component: bytes (tokens of KV-cache tokens) planned and reported by vLLM."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _CONFIG
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     name: Name
     planned: int
@@ -52,7 +46,7 @@ class CheckEntry:
         error: why there is nothing, None where there is.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _CONFIG
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     model: Name
     settings: dict[Name, Any]
@@ -74,7 +68,7 @@ class CheckEntry:
 
 
 @dataclass(frozen=True)
-class CheckRecord:
+class CheckRecord(Stamped):
     """What `slidesparse plan --check` found.
 
     Args:
@@ -86,7 +80,7 @@ class CheckRecord:
         created: UTC time in ISO 8601.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _CONFIG
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     fingerprint: Machine
     settings: dict[Name, Any]
@@ -101,10 +95,6 @@ class CheckRecord:
         ran = next((entry.ran for entry in self.entries if "vllm" in entry.ran), {})
         return {"vllm": ran["vllm"]} if ran else {}
 
-    def stamped(self) -> CheckRecord:
-        """The record with commit and time of now."""
-        return replace(self, commit=source_commit(), created=timestamp())
-
     def kept(self, model: str, settings: Mapping[str, Any]) -> CheckEntry | None:
         """The entry of a model that was checked before with the same settings."""
         for entry in self.entries:
@@ -113,22 +103,8 @@ class CheckRecord:
         return None
 
 
-def write_json(record: CheckRecord, path: Path) -> None:
-    """Write the result file; the folder must exist.
-
-    Raises:
-        UsageError: the file cannot be written.
-    """
-    write_data(path, KIND, _adapter().dump_python(record, mode="json"))
-
-
-def read_json(path: Path) -> CheckRecord:
-    """Read a result file back.
-
-    Raises:
-        UsageError: it is missing, truncated, of another kind or schema, or holds wrong values.
-    """
-    return read_record(path, KIND, _adapter())
+FORM = RecordForm(KIND, CheckRecord)
+read_json, write_json = FORM.read, FORM.write
 
 
 def rows(record: CheckRecord) -> tuple[Row, ...]:
@@ -149,13 +125,3 @@ def rows(record: CheckRecord) -> tuple[Row, ...]:
             row = Row(workload, variant, "KV cache", "tokens", count, "higher", provenance)
             found.append(row)
     return tuple(found)
-
-
-def json_schema() -> dict[str, Any]:
-    """JSON Schema of the file behind its kind and schema version."""
-    return record_schema(CheckRecord)
-
-
-@lru_cache(maxsize=1)
-def _adapter() -> TypeAdapter[CheckRecord]:
-    return TypeAdapter(CheckRecord)

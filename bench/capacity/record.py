@@ -7,19 +7,17 @@ derived from sizes and datasheets, or estimated.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
-from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic import ConfigDict
 
 from slidesparse import __version__
-from slidesparse.bench.kernels.record import Amount, Duration, Name, Text
-from slidesparse.bench.result_file import FileKind, read_record, source_commit, write_data
+from slidesparse.bench.fields import STRICT, Amount, Count, Duration, Name, Positive, Text
+from slidesparse.bench.record_form import RecordForm, Stamped
+from slidesparse.bench.result_file import FileKind
 from slidesparse.bench.rows import Row, Value, model_name
-from slidesparse.bench.schema import record_schema
-from slidesparse.candidate import Provenance, timestamp
+from slidesparse.candidate import Provenance
 from slidesparse.capacity.figure import GIB, Part
 from slidesparse.capacity.limits import limits
 from slidesparse.capacity.nearest import Change
@@ -31,10 +29,7 @@ KIND = FileKind("slidesparse-capacity", 1, "slidesparse plan")
 GROUPS = ("weights", "KV cache", "activations", "outside torch", "CUDA graphs", "CUDA context")
 """What the memory is taken by, in the order of tables."""
 
-_CONFIG = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-
-Bytes = Annotated[int, Field(ge=0)]
-Count = Annotated[int, Field(ge=0)]
+Bytes = Count
 
 
 @dataclass(frozen=True)
@@ -50,7 +45,7 @@ class PartEntry:
         how: the formula or source in a few words.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _CONFIG
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     group: Name
     name: Name
@@ -64,7 +59,7 @@ class PartEntry:
 class LayerEntry:
     """One kind of layer in a step, times in microseconds of one; see roofline.LayerTime."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _CONFIG
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     name: Name
     count: Count
@@ -82,11 +77,11 @@ class LayerEntry:
 class StepEntry:
     """A step: tokens that it computes, context behind them, and its layers."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _CONFIG
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     stage: Literal["prefill", "decode"]
-    tokens: Annotated[int, Field(gt=0)]
-    context: Annotated[int, Field(gt=0)]
+    tokens: Positive
+    context: Positive
     us: Duration
     tokens_per_s: Duration
     bound: Name
@@ -98,7 +93,7 @@ class StepEntry:
 class ChangeEntry:
     """A change that fits: what is changed, the options, bytes that it leaves free."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _CONFIG
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     knob: Name
     option: Name
@@ -130,12 +125,12 @@ class PlanEntry:
         notes: what a reader has to know besides.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _CONFIG
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     name: Name
     model: Name
     gpu: Name
-    gpus: Annotated[int, Field(gt=0)]
+    gpus: Positive
     settings: dict[Name, Any]
     fits: bool
     starts: bool
@@ -153,7 +148,7 @@ class PlanEntry:
 
 
 @dataclass(frozen=True)
-class CapacityRecord:
+class CapacityRecord(Stamped):
     """What `slidesparse plan` says.
 
     Args:
@@ -165,7 +160,7 @@ class CapacityRecord:
         created: UTC time in ISO 8601.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _CONFIG
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     fingerprint: None
     settings: dict[Name, Any]
@@ -179,10 +174,6 @@ class CapacityRecord:
         """For headings."""
         gpus = dict.fromkeys(plan.gpu for plan in self.plans)
         return f"{', '.join(gpus)} (planned)"
-
-    def stamped(self) -> CapacityRecord:
-        """The record with commit and time of now."""
-        return replace(self, commit=source_commit(), created=timestamp())
 
 
 def plan_entry(
@@ -217,37 +208,13 @@ def plan_entry(
     )
 
 
-def write_json(record: CapacityRecord, path: Path) -> None:
-    """Write the result file; the folder must exist.
-
-    Raises:
-        UsageError: the file cannot be written.
-    """
-    write_data(path, KIND, _adapter().dump_python(record, mode="json"))
-
-
-def read_json(path: Path) -> CapacityRecord:
-    """Read a result file back.
-
-    Raises:
-        UsageError: it is missing, truncated, of another kind or schema, or holds wrong values.
-    """
-    return read_record(path, KIND, _adapter())
+FORM = RecordForm(KIND, CapacityRecord)
+read_json, write_json = FORM.read, FORM.write
 
 
 def rows(record: CapacityRecord) -> tuple[Row, ...]:
     """Memory needed, sequences that fit, and the ceilings of prefill and decode of every plan."""
     return tuple(row for plan in record.plans for row in _rows(plan))
-
-
-def json_schema() -> dict[str, Any]:
-    """JSON Schema of the file behind its kind and schema version."""
-    return record_schema(CapacityRecord)
-
-
-@lru_cache(maxsize=1)
-def _adapter() -> TypeAdapter[CapacityRecord]:
-    return TypeAdapter(CapacityRecord)
 
 
 def _parts(plan: CapacityPlan) -> Iterator[PartEntry]:

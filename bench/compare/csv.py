@@ -7,7 +7,7 @@ from pathlib import Path
 
 from slidesparse.bench.compare.align import describe
 from slidesparse.bench.compare.record import ComparedLine, ComparisonRecord
-from slidesparse.bench.result_file import write_rows
+from slidesparse.bench.result_file import as_cell, write_rows
 
 CSV_COLUMNS = (
     *("workload", "metric", "unit", "better", "column", "machine", "file", "variant"),
@@ -41,11 +41,8 @@ def _texts(record: ComparisonRecord, line: ComparedLine) -> Iterator[Sequence[st
         yield [
             *(describe(line.workload), line.metric, line.unit, row.better),
             *(column.label, file.machine, file.path, describe(row.variant)),
-            *(_text(row.value), _text(row.spread), str(row.provenance), row.how),
-            *(_text(cell.ratio), _text(cell.ratio_spread), _text(cell.difference), cell.verdict),
-            *(_text(row.tokens_per_s), _text(row.power_w), *map(_text, figures)),
+            *(as_cell(row.value), as_cell(row.spread), str(row.provenance), row.how),
+            *map(as_cell, (cell.ratio, cell.ratio_spread, cell.difference)),
+            cell.verdict,
+            *(as_cell(row.tokens_per_s), as_cell(row.power_w), *map(as_cell, figures)),
         ]
-
-
-def _text(value: float | None) -> str:
-    return "" if value is None else f"{value:.6g}"

@@ -6,12 +6,10 @@ One JSON form, versioned, written by the tool and never by hand; a CSV beside it
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
-from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic import ConfigDict
 
 from slidesparse import __version__
 from slidesparse.bench.compare.cost import Cost, CostLine
@@ -20,22 +18,15 @@ from slidesparse.bench.compare.lines import Comparison, Line
 from slidesparse.bench.compare.quality import Shift
 from slidesparse.bench.compare.ratio import Ratio
 from slidesparse.bench.compare.text import column_labels
-from slidesparse.bench.kernels.record import Machine, Name, Text
-from slidesparse.bench.result_file import (
-    FileKind,
-    read_record,
-    source_commit,
-    write_data,
-)
+from slidesparse.bench.fields import Index, Machine, Name, Positive, Text
+from slidesparse.bench.record_form import RecordForm, Stamped
+from slidesparse.bench.result_file import FileKind
 from slidesparse.bench.rows import ResultFile, Row, Value
-from slidesparse.bench.schema import record_schema
-from slidesparse.candidate import Provenance, timestamp
+from slidesparse.candidate import Provenance
 
 KIND = FileKind("slidesparse-comparison", 1, "slidesparse compare")
 
 _CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-Index = Annotated[int, Field(ge=0)]
 
 
 @dataclass(frozen=True)
@@ -119,7 +110,7 @@ class CostFigures:
 
     __pydantic_config__: ClassVar[ConfigDict] = _CONFIG
 
-    gpus: Annotated[int, Field(gt=0)]
+    gpus: Positive
     price: float | None
     joules_per_token: float | None
     energy: Provenance | None
@@ -159,7 +150,7 @@ class ComparedLine:
 
 
 @dataclass(frozen=True)
-class ComparisonRecord:
+class ComparisonRecord(Stamped):
     """A comparison, as its result file holds it.
 
     Args:
@@ -194,10 +185,6 @@ class ComparisonRecord:
     def machine(self) -> str:
         """For headings: every machine once."""
         return ", ".join(dict.fromkeys(file.machine for file in self.files))
-
-    def stamped(self) -> ComparisonRecord:
-        """The record with commit and time of now."""
-        return replace(self, commit=source_commit(), created=timestamp())
 
 
 def make_record(
@@ -257,27 +244,8 @@ def _verdict(line: Line, ratio: Ratio | None, shift: Shift | None) -> str:
     return "" if ratio is None else ratio.verdict
 
 
-def write_json(record: ComparisonRecord, path: Path) -> None:
-    """Write the result file; the folder must exist.
-
-    Raises:
-        UsageError: the file cannot be written.
-    """
-    write_data(path, KIND, _adapter().dump_python(record, mode="json"))
-
-
-def read_json(path: Path) -> ComparisonRecord:
-    """Read a result file back.
-
-    Raises:
-        UsageError: it is missing, truncated, of another kind or schema, or holds wrong values.
-    """
-    return read_record(path, KIND, _adapter())
-
-
-def json_schema() -> dict[str, Any]:
-    """JSON Schema of what a file holds behind its kind."""
-    return record_schema(ComparisonRecord)
+FORM = RecordForm(KIND, ComparisonRecord)
+read_json, write_json = FORM.read, FORM.write
 
 
 def rows(record: ComparisonRecord) -> tuple[Row, ...]:
@@ -312,8 +280,3 @@ def _before(line: ComparedLine) -> dict[str, Value]:
         f"of {name}" if name.endswith(("compared", "base")) else name: value
         for name, value in line.variant.items()
     }
-
-
-@lru_cache(maxsize=1)
-def _adapter() -> TypeAdapter[ComparisonRecord]:
-    return TypeAdapter(ComparisonRecord)

@@ -2,30 +2,14 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from slidesparse.bench.counters.job import Load, LoadFound, LoadKey, load_key
 from slidesparse.bench.counters.record import CountersRecord, LoadCell, LoadFigures
-from slidesparse.bench.result_file import source_commit
-from slidesparse.bench.sweep.book import model_sizes
-from slidesparse.bench.sweep.record import Session
+from slidesparse.bench.sweep.cells import CellsBook, CellsHeading
 from slidesparse.bench.sweep.runner import EngineKind, Failure, Outcome, TurnRunner
-from slidesparse.candidate import timestamp
-from slidesparse.devices import Fingerprint
 from slidesparse.errors import SearchError
-from slidesparse.models import ModelSpec
-
-FIXED = (
-    *("tp", "prompt", "max_tokens", "seconds", "settle", "sample_ms", "counter_source"),
-    *("seed", "device"),
-)
-"""Settings that all cells of a file share; models, dtypes, concurrencies and modes may be added."""
-
-LISTS = ("models", "dtypes", "concurrency", "modes")
-
 
 LOAD_ENGINE = EngineKind(
     factory="slidesparse.bench.counters.vllm:LoadEngine",
@@ -56,22 +40,24 @@ class LoadRunner(TurnRunner[LoadFound]):
 
 
 @dataclass(frozen=True)
-class LoadHeading:
+class LoadHeading(CellsHeading[CountersRecord]):
     """What the cells of a file have in common.
 
     Args:
-        load: what is measured.
-        device: on which it runs, as torch spells it.
+        device: on which they are measured, as torch spells it.
         fingerprint: of the machine.
         versions: of what the fingerprint does not name.
         specs: sizes of the models by their names.
+        load: what is measured.
     """
 
+    FIXED: ClassVar = (
+        *("tp", "prompt", "max_tokens", "seconds", "settle", "sample_ms", "counter_source"),
+        *("seed", "device"),
+    )
+    LISTS: ClassVar = ("models", "dtypes", "concurrency", "modes")
+
     load: Load
-    device: str
-    fingerprint: Fingerprint
-    versions: Mapping[str, str]
-    specs: Mapping[str, ModelSpec]
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -93,31 +79,8 @@ class LoadHeading:
             "device": self.device,
         }
 
-    @property
-    def sizes(self) -> dict[str, str]:
-        """The sizes of each model in one line: two folders of one name may hold two models."""
-        return {name: model_sizes(spec, self.load.tp) for name, spec in self.specs.items()}
 
-    def differences(self, record: CountersRecord) -> list[str]:
-        """Why a file's cells cannot stand beside these, one line each; none if they can."""
-        here: dict[str, Any] = {}
-        there: dict[str, Any] = {}
-        for name in FIXED:
-            here[name], there[name] = self.settings[name], record.settings.get(name)
-        versions = {**dict.fromkeys(record.versions, "none"), **self.versions}
-        for name, version in versions.items():
-            here[name], there[name] = version, record.versions.get(name, "none")
-        for name in self.sizes.keys() & record.models.keys():
-            here[name], there[name] = self.sizes[name], record.models[name]
-        lines = [
-            f"{name} {value} here, {there[name]} there"
-            for name, value in here.items()
-            if value != there[name]
-        ]
-        return [*self.fingerprint.differences(record.fingerprint), *lines]
-
-
-class LoadBook:
+class LoadBook(CellsBook[LoadHeading, LoadKey, LoadCell]):
     """Takes the outcomes of a load benchmark and gives its record at any time.
 
     Args:
@@ -128,42 +91,16 @@ class LoadBook:
         heading: as it was given.
     """
 
-    def __init__(self, heading: LoadHeading, before: CountersRecord | None = None) -> None:
-        """Begin a session."""
-        self.heading = heading
-        self._cells: dict[LoadKey, LoadCell] = {}
-        self._ran: list[dict[str, str]] = []
-        self._sessions: tuple[Session, ...] = ()
-        self._settings, self._models = heading.settings, heading.sizes
-        if before is not None:
-            self._cells = {cell.key: cell for cell in before.cells}
-            self._ran = [dict(ran) for ran in before.ran]
-            self._sessions = before.sessions
-            self._models = {**before.models, **self._models}
-            for name in LISTS:
-                both = [*before.settings.get(name, ()), *self._settings[name]]
-                self._settings[name] = list(dict.fromkeys(both))
-        self._begun, self._started, self._commit = time.monotonic(), timestamp(), source_commit()
-
-    @property
-    def measured(self) -> tuple[LoadKey, ...]:
-        """The cells that have figures."""
-        return tuple(key for key, cell in self._cells.items() if cell.figures is not None)
-
     def add(self, outcome: Outcome[LoadFound]) -> LoadCell:
         """Take what became of a cell; it replaces what was known of it."""
-        key, found = load_key(outcome.key), outcome.found
-        failed = found if isinstance(found, Failure) else None
-        cell = LoadCell(
-            *key,
-            session=len(self._sessions),
-            ran=self._index(outcome.ran),
-            figures=None if isinstance(found, Failure) else LoadFigures.of(found),
-            failure=failed.kind if failed else None,
-            reason=failed.reason if failed else "",
+        found = outcome.found
+        return self._keep(
+            LoadCell(
+                *load_key(outcome.key),
+                figures=None if isinstance(found, Failure) else LoadFigures.of(found),
+                **self._tail(outcome.ran, found),
+            )
         )
-        self._cells[key] = cell
-        return cell
 
     def record(self, interrupted: bool) -> CountersRecord:
         """All that is known now.
@@ -171,29 +108,9 @@ class LoadBook:
         Args:
             interrupted: whether cells are missing because the run was stopped by hand.
         """
-        seconds = time.monotonic() - self._begun
         order = list(dict.fromkeys((it.model, it.dtype, it.mode) for it in self._cells.values()))
         cells = sorted(
             self._cells.values(),
             key=lambda it: (order.index((it.model, it.dtype, it.mode)), it.concurrency),
         )
-        return CountersRecord(
-            fingerprint=self.heading.fingerprint,
-            versions=dict(self.heading.versions),
-            settings=self._settings,
-            models=self._models,
-            interrupted=interrupted,
-            sessions=(*self._sessions, Session(self._started, self._commit, seconds)),
-            ran=tuple(self._ran),
-            cells=tuple(cells),
-            commit=self._commit,
-            created=timestamp(),
-        )
-
-    def _index(self, ran: Mapping[str, str]) -> int | None:
-        if not ran:
-            return None
-        plain = {name[:256]: text[:16384] for name, text in ran.items()}
-        if plain not in self._ran:
-            self._ran.append(plain)
-        return self._ran.index(plain)
+        return CountersRecord(cells=tuple(cells), **self._shared(interrupted))

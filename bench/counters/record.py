@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic import ConfigDict, Field
 
 from slidesparse import __version__
 from slidesparse.bench.counters.job import LoadFound, LoadKey
 from slidesparse.bench.counters.sampler import Source
-from slidesparse.bench.kernels.record import Amount, Duration, Machine, Name, Text
-from slidesparse.bench.result_file import FileKind, read_record, write_data
+from slidesparse.bench.fields import STRICT, Amount, Duration, Index, Machine, Name, Positive, Text
+from slidesparse.bench.record_form import RecordForm
+from slidesparse.bench.result_file import FileKind
 from slidesparse.bench.sweep.job import Mode
-from slidesparse.bench.sweep.record import Count, Index, Session
+from slidesparse.bench.sweep.record import Session, check_cells
 from slidesparse.bench.sweep.runner import Kind
 from slidesparse.problem import DType
 from slidesparse.stats import interquartile
@@ -29,8 +28,6 @@ KIND = FileKind("slidesparse-counters", 1, "slidesparse bench decode --counters"
 
 MOST_COST = 1.0
 """Percent of the throughput that sampling may cost."""
-
-_CONFIG = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 _ROUNDED = 1e-6
 """A file's figures may be off from what follows from the others by this share."""
@@ -49,7 +46,7 @@ class Quantity:
         most: largest sample.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _CONFIG
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     mean: Amount
     spread: Amount
@@ -73,7 +70,7 @@ class Cut:
         dropped: requests that were unfinished after it, and were aborted.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _CONFIG
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     lead_s: Amount
     lead_tokens: Index
@@ -91,7 +88,7 @@ class Cost:
         without: likewise, the neighbours of these.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _CONFIG
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     percent: Percent
     spread: Amount
@@ -144,17 +141,17 @@ class LoadFigures:
         cost: of sampling, None where it was not measured.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _CONFIG
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
-    tokens: Count
+    tokens: Positive
     seconds: Duration
-    steps: Count
+    steps: Positive
     tokens_per_s: Duration
     rates: Annotated[tuple[Duration, ...], Field(min_length=1)]
     spread: Amount
     cut: Cut
     quantities: dict[Name, Quantity]
-    samples: Count
+    samples: Positive
     joules_per_token: Amount | None
     finished: Index
     preemptions: Index
@@ -236,12 +233,12 @@ class LoadCell:
         reason: why it failed, "" where it was measured.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _CONFIG
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     model: Name
     dtype: DType
     mode: Mode
-    concurrency: Count
+    concurrency: Positive
     session: Index
     ran: Index | None
     figures: LoadFigures | None
@@ -277,7 +274,7 @@ class CountersRecord:
         created: UTC time of writing in ISO 8601.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _CONFIG
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     fingerprint: Machine
     versions: dict[Name, Text]
@@ -293,11 +290,7 @@ class CountersRecord:
 
     def __post_init__(self) -> None:
         """Refuse cells that are there twice or refer to nothing."""
-        if len({cell.key for cell in self.cells}) < len(self.cells):
-            raise ValueError("a cell is there twice")
-        for cell in self.cells:
-            if cell.session >= len(self.sessions) or (cell.ran or 0) >= max(len(self.ran), 1):
-                raise ValueError(f"{cell.key} refers to a session or a build that is not there")
+        check_cells(self.cells, len(self.sessions), len(self.ran))
 
     @property
     def seconds(self) -> float:
@@ -320,24 +313,5 @@ class CountersRecord:
         return next((cell.figures for cell in self.cells if cell.key == key), None)
 
 
-def write_json(record: CountersRecord, path: Path) -> None:
-    """Write the result file; the folder must exist.
-
-    Raises:
-        UsageError: the file cannot be written.
-    """
-    write_data(path, KIND, _adapter().dump_python(record, mode="json"))
-
-
-def read_json(path: Path) -> CountersRecord:
-    """Read a result file back.
-
-    Raises:
-        UsageError: it is missing, truncated, of another kind or schema, or holds wrong values.
-    """
-    return read_record(path, KIND, _adapter())
-
-
-@lru_cache(maxsize=1)
-def _adapter() -> TypeAdapter[CountersRecord]:
-    return TypeAdapter(CountersRecord)
+FORM = RecordForm(KIND, CountersRecord)
+read_json, write_json = FORM.read, FORM.write

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from slidesparse.bench.counters.record import (
-    KIND,
+    FORM,
     CountersRecord,
     LoadCell,
     LoadFigures,
     read_json,
 )
-from slidesparse.bench.result_file import write_rows
+from slidesparse.bench.result_file import as_cell, write_rows
 from slidesparse.bench.rows import Row, Value, model_name
-from slidesparse.bench.schema import record_schema
 from slidesparse.candidate import Provenance
 from slidesparse.counters import METRICS
 
-__all__ = ["KIND", "json_schema", "read_json", "rows", "write_csv"]
+__all__ = ["FORM", "read_json", "rows", "write_csv"]
 
 QUANTITIES = (
     *METRICS,
@@ -104,20 +102,11 @@ def _figures(it: LoadFigures | None) -> Iterator[str]:
         yield from [""] * (CSV_COLUMNS.index("failure") - CSV_COLUMNS.index("tokens_per_s"))
         return
     yield from (f"{it.tokens_per_s:.2f}", f"{it.spread:.2f}")
-    yield from (_number(it.mean(name)) for name in QUANTITIES)
-    yield _number(it.joules_per_token)
+    yield from (as_cell(it.mean(name)) for name in QUANTITIES)
+    yield as_cell(it.joules_per_token)
     yield from (str(it.preemptions), str(it.finished), str(it.kv_tokens))
-    yield _number(it.power_limit_w)
+    yield as_cell(it.power_limit_w)
     yield from (f"{it.seconds:.3f}", str(it.steps), str(it.samples), f"{it.cut.lead_s:.3f}")
     yield from (str(it.cut.lead_tokens), str(it.cut.dropped), str(it.source))
     yield "" if it.cost is None else f"{it.cost.percent:.4f}"
     yield "" if it.cost is None else f"{it.cost.spread:.4f}"
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.6g}"
-
-
-def json_schema() -> dict[str, Any]:
-    """JSON Schema of the file behind its kind and schema version."""
-    return record_schema(CountersRecord)

@@ -6,33 +6,28 @@ One JSON form, versioned, written by the tool and never by hand; a CSV beside it
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from pydantic import (
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    PlainValidator,
-    StringConstraints,
-    TypeAdapter,
-)
+from pydantic import ConfigDict, PlainSerializer, PlainValidator
 
 from slidesparse import __version__
-from slidesparse.bench.result_file import (
-    FileKind,
-    read_record,
-    source_commit,
-    write_data,
-    write_rows,
+from slidesparse.bench.fields import (
+    STRICT,
+    Amount,
+    Duration,
+    Machine,
+    Name,
+    Positive,
+    Text,
+    plain_reader,
 )
+from slidesparse.bench.record_form import RecordForm, Stamped
+from slidesparse.bench.result_file import FileKind, write_rows
 from slidesparse.bench.schema import PlainSchema
-from slidesparse.candidate import timestamp
-from slidesparse.devices import Fingerprint
 from slidesparse.kernel_problem import KernelProblem
-from slidesparse.serialize import from_plain, to_plain
+from slidesparse.serialize import to_plain
 
 KIND = FileKind("slidesparse-kernels-bench", 1, "slidesparse bench kernels")
 
@@ -58,33 +53,12 @@ CSV_COLUMNS = (
     "reason",
 )
 
-_CONFIG = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-
-Amount = Annotated[float, Field(ge=0)]
-Duration = Annotated[float, Field(gt=0)]
-Text = Annotated[str, StringConstraints(max_length=16384)]
-Name = Annotated[str, StringConstraints(min_length=1, max_length=256)]
-
-
-def _problem(value: object) -> KernelProblem:
-    return value if isinstance(value, KernelProblem) else from_plain(KernelProblem, value)
-
-
-def _fingerprint(value: object) -> Fingerprint:
-    return value if isinstance(value, Fingerprint) else from_plain(Fingerprint, value)
-
 
 Problem = Annotated[
     KernelProblem,
-    PlainValidator(_problem),
+    PlainValidator(plain_reader(KernelProblem)),
     PlainSerializer(to_plain),
     PlainSchema(KernelProblem),
-]
-Machine = Annotated[
-    Fingerprint,
-    PlainValidator(_fingerprint),
-    PlainSerializer(to_plain),
-    PlainSchema(Fingerprint),
 ]
 
 
@@ -98,10 +72,10 @@ class Ceilings:
         empty_us: of a kernel with one program that does nothing, timed like all others; 0 on a CPU.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _CONFIG
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     copy_gbs: Duration
-    copy_bytes: Annotated[int, Field(gt=0)]
+    copy_bytes: Positive
     empty_us: Amount
 
     def floor_us(self, size: int) -> float:
@@ -121,7 +95,7 @@ class AlternativeTime:
         reason: "" where it ran.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _CONFIG
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     name: Name
     how: Text
@@ -150,12 +124,12 @@ class Row:
         error: None, or why there is no time.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _CONFIG
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     problem: Problem
     config: dict[Name, int | bool] | None
     tuned: bool
-    bytes: Annotated[int, Field(gt=0)]
+    bytes: Positive
     median_us: Duration | None
     spread_us: Amount | None
     gbs: Amount | None
@@ -176,14 +150,14 @@ class Row:
 class Skipped:
     """A problem that was not tried, and why."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _CONFIG
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     problem: Problem
     reason: Text
 
 
 @dataclass(frozen=True)
-class KernelRecord:
+class KernelRecord(Stamped):
     """One run of the benchmark, as its result file holds it.
 
     Args:
@@ -201,10 +175,10 @@ class KernelRecord:
         created: UTC time in ISO 8601.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _CONFIG
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     model: Name
-    tp: Annotated[int, Field(gt=0)]
+    tp: Positive
     fingerprint: Machine
     settings: dict[Name, Any]
     seconds: Amount
@@ -216,10 +190,6 @@ class KernelRecord:
     version: Text = __version__
     created: Text = ""
 
-    def stamped(self) -> KernelRecord:
-        """The record with commit and time of now."""
-        return replace(self, commit=source_commit(), created=timestamp())
-
     @property
     def names(self) -> tuple[str, ...]:
         """The alternatives that ran at least once, in the order of their first appearance."""
@@ -227,27 +197,8 @@ class KernelRecord:
         return tuple(dict.fromkeys(ran))
 
 
-def write_json(record: KernelRecord, path: Path) -> None:
-    """Write the result file; the folder must exist.
-
-    Raises:
-        UsageError: the file cannot be written.
-    """
-    write_data(path, KIND, _adapter().dump_python(record, mode="json"))
-
-
-def read_json(path: Path) -> KernelRecord:
-    """Read a result file back.
-
-    Raises:
-        UsageError: it is missing, truncated, of another kind or schema, or holds wrong values.
-    """
-    return read_record(path, KIND, _adapter())
-
-
-@lru_cache(maxsize=1)
-def _adapter() -> TypeAdapter[KernelRecord]:
-    return TypeAdapter(KernelRecord)
+FORM = RecordForm(KIND, KernelRecord)
+read_json, write_json = FORM.read, FORM.write
 
 
 def write_csv(record: KernelRecord, path: Path) -> None:

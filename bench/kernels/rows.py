@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
-from slidesparse.bench.kernels.record import KIND, KernelRecord, read_json
+from slidesparse.bench.kernels.record import FORM, KernelRecord, read_json
 from slidesparse.bench.kernels.record import Row as Measured
 from slidesparse.bench.rows import Row, Value
-from slidesparse.bench.schema import record_schema
 from slidesparse.candidate import Provenance
 
-__all__ = ["KIND", "json_schema", "read_json", "rows"]
+__all__ = ["FORM", "read_json", "rows"]
 
 
 def rows(record: KernelRecord) -> tuple[Row, ...]:
@@ -63,8 +61,3 @@ def _time(
 ) -> Row:
     measured = Provenance.MEASURED
     return Row(workload, variant, "time", "us", us, "lower", measured, spread, how=how)
-
-
-def json_schema() -> dict[str, Any]:
-    """JSON Schema of the file behind its kind and schema version."""
-    return record_schema(KernelRecord)

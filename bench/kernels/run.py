@@ -7,7 +7,6 @@ alternatives have to agree with it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 
@@ -24,9 +23,10 @@ from slidesparse.bench.ceilings import CPU_BYTES, LARGE_BYTES, Copy, empty_runne
 from slidesparse.bench.compiled import HOW, NAME, Compiled
 from slidesparse.bench.fault import DeviceLost, guard
 from slidesparse.bench.kernels.record import AlternativeTime, Ceilings, Row, Skipped
+from slidesparse.bench.on_device import OnDevice
 from slidesparse.bench.race import Time, race
 from slidesparse.bench.vllm_kernels import vllm_alternatives
-from slidesparse.devices import Device, l2_bytes
+from slidesparse.devices import Device
 from slidesparse.kernel_problem import KernelProblem, Op
 from slidesparse.kernels.case import Case
 from slidesparse.kernels.config import Config, Table, load
@@ -72,7 +72,7 @@ def bench_problems(
     return tuple(sorted(found, key=row_order))
 
 
-class KernelBench:
+class KernelBench(OnDevice):
     """Times kernels on one device.
 
     Args:
@@ -84,15 +84,11 @@ class KernelBench:
 
     def __init__(self, device: Device, table: Table, seed: int, compiles: bool = True) -> None:
         """Bind the device and use `table` for its launches from now on."""
-        self._device, self._table, self._seed = device, table, seed
-        self._compiles = compiles
-        self._where = torch.device(str(device))
-        self._stream: torch.cuda.Stream | None = None
+        super().__init__(device)
+        self._table, self._seed, self._compiles = table, seed, compiles
         self._compiled: Compiled | None = None
         if device.is_gpu:
-            torch.cuda.set_device(device.index)
             load(device.index, table)
-            self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def ceilings(self) -> Ceilings:
         """Measure the bandwidth of a large copy and the time of an empty kernel.
@@ -138,8 +134,7 @@ class KernelBench:
                 "are free; use a smaller --m",
             )
         try:
-            cache = l2_bytes(self._device) if self._device.is_gpu else 0
-            case = Case(problem, self._where, self._seed + problem.m, cache)
+            case = Case(problem, self._where, self._seed + problem.m, self._l2)
             if not self._device.is_gpu:
                 return self._reference_row(case, ceilings)
             return self._kernel_row(case, ceilings)
@@ -267,19 +262,6 @@ class KernelBench:
 
     def _race(self, timed: Sequence[Timed]) -> list[Time]:
         return race(timed, ROUNDS, FEWEST_ROUNDS, RACE_US)
-
-    def _wait(self) -> None:
-        if self._stream is not None:
-            torch.cuda.synchronize()
-
-    def _tidy(self) -> None:
-        if self._stream is not None:
-            torch.cuda.empty_cache()
-
-    def _free(self) -> int:
-        if self._device.is_gpu:
-            return int(torch.cuda.mem_get_info(self._where)[0])
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def problem_bytes(problem: KernelProblem) -> int:

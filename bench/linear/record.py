@@ -6,34 +6,28 @@ One JSON form, versioned, written by the tool and never by hand; a CSV beside it
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
-from pydantic import (
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    PlainValidator,
-    TypeAdapter,
-)
+from pydantic import ConfigDict
 
 from slidesparse import __version__
-from slidesparse.bench.kernels.record import Amount, Duration, Machine, Name, Text
-from slidesparse.bench.result_file import (
-    FileKind,
-    read_record,
-    source_commit,
-    write_data,
-    write_rows,
+from slidesparse.bench.fields import (
+    STRICT,
+    Amount,
+    Duration,
+    Layer,
+    Machine,
+    Name,
+    Positive,
+    Problem,
+    Text,
 )
-from slidesparse.bench.schema import PlainSchema
-from slidesparse.candidate import timestamp
-from slidesparse.models import LinearLayer
+from slidesparse.bench.record_form import RecordForm, Stamped
+from slidesparse.bench.result_file import FileKind, write_rows
 from slidesparse.pattern import Pattern
-from slidesparse.problem import DType, GemmProblem
-from slidesparse.serialize import from_plain, to_plain
+from slidesparse.problem import DType
 
 KIND = FileKind("slidesparse-linear-bench", 1, "slidesparse bench linear")
 
@@ -57,25 +51,6 @@ CSV_COLUMNS = (
     "reason",
 )
 
-_CONFIG = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-
-
-def _problem(value: object) -> GemmProblem:
-    return value if isinstance(value, GemmProblem) else from_plain(GemmProblem, value)
-
-
-def _layer(value: object) -> LinearLayer:
-    return value if isinstance(value, LinearLayer) else from_plain(LinearLayer, value)
-
-
-Problem = Annotated[
-    GemmProblem, PlainValidator(_problem), PlainSerializer(to_plain), PlainSchema(GemmProblem)
-]
-Layer = Annotated[
-    LinearLayer, PlainValidator(_layer), PlainSerializer(to_plain), PlainSchema(LinearLayer)
-]
-Count = Annotated[int, Field(gt=0)]
-
 
 @dataclass(frozen=True)
 class LinearTime:
@@ -87,7 +62,7 @@ class LinearTime:
         error: |out - ref| / |ref| against float64 on the checked rows.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _CONFIG
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     median_us: Duration
     spread_us: Amount
@@ -111,17 +86,17 @@ class LinearRow:
         error: None, or why ours has no time.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _CONFIG
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     layer: Layer
-    tokens: Count
+    tokens: Positive
     problem: Problem
     plan: Text
     sparse: bool
     ours: LinearTime | None
     torch: LinearTime | None
     torch_how: Text
-    sets: Count
+    sets: Positive
     error: Text | None
 
     @property
@@ -142,7 +117,7 @@ class LinearRow:
 class WayTime:
     """One way to run torch's linear, from the race that chose among them, or why it has no time."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _CONFIG
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     how: Name
     median_us: Duration | None
@@ -160,7 +135,7 @@ class Ways:
             ran was not raced and has no time here.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _CONFIG
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     problem: Problem
     ways: tuple[WayTime, ...]
@@ -170,16 +145,16 @@ class Ways:
 class SkippedLinear:
     """A layer at one M that was not measured, and why; its problem is of one of the patterns."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _CONFIG
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     layer: Layer
-    tokens: Count
+    tokens: Positive
     problem: Problem
     reason: Text
 
 
 @dataclass(frozen=True)
-class LinearRecord:
+class LinearRecord(Stamped):
     """One run of the benchmark, as its result file holds it.
 
     Args:
@@ -198,10 +173,10 @@ class LinearRecord:
         created: UTC time in ISO 8601.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _CONFIG
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     model: Name
-    tp: Count
+    tp: Positive
     fingerprint: Machine
     settings: dict[Name, Any]
     seconds: Amount
@@ -213,10 +188,6 @@ class LinearRecord:
     commit: Text = ""
     version: Text = __version__
     created: Text = ""
-
-    def stamped(self) -> LinearRecord:
-        """The record with commit and time of now."""
-        return replace(self, commit=source_commit(), created=timestamp())
 
     @property
     def dtypes(self) -> tuple[DType, ...]:
@@ -251,27 +222,8 @@ class LinearRecord:
         return theirs, sum(row.layer.count * row.ours.median_us for row in rows if row.ours)
 
 
-def write_json(record: LinearRecord, path: Path) -> None:
-    """Write the result file; the folder must exist.
-
-    Raises:
-        UsageError: the file cannot be written.
-    """
-    write_data(path, KIND, _adapter().dump_python(record, mode="json"))
-
-
-def read_json(path: Path) -> LinearRecord:
-    """Read a result file back.
-
-    Raises:
-        UsageError: it is missing, truncated, of another kind or schema, or holds wrong values.
-    """
-    return read_record(path, KIND, _adapter())
-
-
-@lru_cache(maxsize=1)
-def _adapter() -> TypeAdapter[LinearRecord]:
-    return TypeAdapter(LinearRecord)
+FORM = RecordForm(KIND, LinearRecord)
+read_json, write_json = FORM.read, FORM.write
 
 
 def write_csv(record: LinearRecord, path: Path) -> None:

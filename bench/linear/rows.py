@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
-from slidesparse.bench.linear.record import KIND, LinearRecord, LinearRow, read_json
+from slidesparse.bench.linear.record import FORM, LinearRecord, LinearRow, read_json
 from slidesparse.bench.rows import Row, Value, model_name
-from slidesparse.bench.schema import record_schema
 from slidesparse.candidate import Provenance
 
-__all__ = ["KIND", "json_schema", "read_json", "rows"]
+__all__ = ["FORM", "read_json", "rows"]
 
 OURS, TORCH = "ours", "torch"
 
@@ -66,8 +64,3 @@ def _sums(record: LinearRecord) -> Iterator[Row]:
         }
         for system, us in zip((TORCH, OURS), both, strict=True):
             yield Row(workload, {"system": system}, "time", "us", us, "lower", Provenance.DERIVED)
-
-
-def json_schema() -> dict[str, Any]:
-    """JSON Schema of the file behind its kind and schema version."""
-    return record_schema(LinearRecord)

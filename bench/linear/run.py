@@ -8,9 +8,7 @@ before that one, on the weight of the first pattern.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,8 +26,9 @@ from slidesparse.bench.linear.case import (
 )
 from slidesparse.bench.linear.record import LinearRow, LinearTime, SkippedLinear, Ways, WayTime
 from slidesparse.bench.linear.torch_ways import Linear, TorchWays, quiet
+from slidesparse.bench.on_device import OnDevice
 from slidesparse.bench.race import PooledRunner, PooledTimed, Time, race
-from slidesparse.devices import Device, l2_bytes
+from slidesparse.devices import Device
 from slidesparse.models import LinearLayer
 from slidesparse.pattern import Pattern
 from slidesparse.problem import DType, GemmProblem, Scales
@@ -68,7 +67,7 @@ class _Entrant:
     error: float
 
 
-class LinearBench:
+class LinearBench(OnDevice):
     """Times linear layers on one device.
 
     Args:
@@ -89,16 +88,10 @@ class LinearBench:
         autotune: tuple[int, ...] = AUTOTUNE,
     ) -> None:
         """Bind the device."""
-        self._device, self._seed = device, seed
+        super().__init__(device)
+        self._seed = seed
         self._compiles, self._autotune = compiles and device.is_gpu, autotune
-        self._where = torch.device(str(device))
-        self._stream: torch.cuda.Stream | None = None
-        self._l2 = 0
         self.compile_seconds = 0.0
-        if device.is_gpu:
-            torch.cuda.set_device(device.index)
-            self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            self._l2 = l2_bytes(device)
 
     def run(
         self,
@@ -283,22 +276,6 @@ class LinearBench:
         if self._stream is None:
             return CpuTimed(runner)
         return PooledTimed.make(runner, len(case.xs), self._stream, float("inf"))[0]
-
-    def _on_stream(self) -> AbstractContextManager[object]:
-        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
-
-    def _wait(self) -> None:
-        if self._stream is not None:
-            torch.cuda.synchronize()
-
-    def _tidy(self) -> None:
-        if self._stream is not None:
-            torch.cuda.empty_cache()
-
-    def _free(self) -> int:
-        if self._device.is_gpu:
-            return int(torch.cuda.mem_get_info(self._where)[0])
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _torchs(case: LinearCase, it: Weights, make: Callable[[], Linear]) -> Callable[[], Run]:

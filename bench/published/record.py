@@ -7,34 +7,26 @@ own and are always labelled: nobody here measured them.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from functools import lru_cache
-from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic import ConfigDict
 
 from slidesparse import __version__
-from slidesparse.bench.kernels.record import Duration, Name, Text
-from slidesparse.bench.linear.record import Problem
-from slidesparse.bench.result_file import FileKind, read_record, source_commit, write_data
+from slidesparse.bench.fields import STRICT, Duration, Name, Positive, Problem, Text, Zeros
+from slidesparse.bench.record_form import RecordForm, Stamped
+from slidesparse.bench.result_file import FileKind
 from slidesparse.bench.rows import Row, Value
-from slidesparse.bench.schema import record_schema
 from slidesparse.bench.search.rows import DENSE, SPARSE, gemm_workload
 from slidesparse.bench.sweep.job import Mode, Stage, System, Variant
-from slidesparse.bench.sweep.record import Zeros
 from slidesparse.bench.sweep.rows import step_variant, step_workload
-from slidesparse.candidate import Provenance, timestamp
+from slidesparse.candidate import Provenance
 from slidesparse.problem import DType
 
 KIND = FileKind("slidesparse-published", 1, "slidesparse results import")
 
 AS_SPARSE = "dense as 2:4"
 """System of rows of full weights that ran on sparse tensor cores, in twice the K."""
-
-_CONFIG = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-
-Count = Annotated[int, Field(gt=0)]
 
 
 @dataclass(frozen=True)
@@ -50,12 +42,12 @@ class PublishedStep:
         tokens_per_s: as it was published.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _CONFIG
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     stage: Stage
     model: Name
     dtype: DType
-    m: Count
+    m: Positive
     pattern: Zeros
     tokens_per_s: Duration
 
@@ -72,7 +64,7 @@ class PublishedGemm:
         us: as it was published.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _CONFIG
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     model: Name
     layer: Name
@@ -82,7 +74,7 @@ class PublishedGemm:
 
 
 @dataclass(frozen=True)
-class PublishedRecord:
+class PublishedRecord(Stamped):
     """The published figures of one GPU.
 
     Args:
@@ -98,7 +90,7 @@ class PublishedRecord:
         created: UTC time of reading in ISO 8601.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _CONFIG
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     gpu: Name
     source: Name
@@ -116,32 +108,9 @@ class PublishedRecord:
         """For headings."""
         return f"{self.gpu} (published)"
 
-    def stamped(self) -> PublishedRecord:
-        """The record with commit and time of now."""
-        return replace(self, commit=source_commit(), created=timestamp())
 
-
-def write_json(record: PublishedRecord, path: Path) -> None:
-    """Write the result file; the folder must exist.
-
-    Raises:
-        UsageError: the file cannot be written.
-    """
-    write_data(path, KIND, _adapter().dump_python(record, mode="json"))
-
-
-def read_json(path: Path) -> PublishedRecord:
-    """Read a result file back.
-
-    Raises:
-        UsageError: it is missing, truncated, of another kind or schema, or holds wrong values.
-    """
-    return read_record(path, KIND, _adapter())
-
-
-@lru_cache(maxsize=1)
-def _adapter() -> TypeAdapter[PublishedRecord]:
-    return TypeAdapter(PublishedRecord)
+FORM = RecordForm(KIND, PublishedRecord)
+read_json, write_json = FORM.read, FORM.write
 
 
 def rows(record: PublishedRecord) -> tuple[Row, ...]:
@@ -179,8 +148,3 @@ def _gemms(record: PublishedRecord) -> Iterator[Row]:
             better="lower",
             provenance=Provenance.PUBLISHED,
         )
-
-
-def json_schema() -> dict[str, Any]:
-    """JSON Schema of the file behind its kind and schema version."""
-    return record_schema(PublishedRecord)

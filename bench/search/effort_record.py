@@ -6,37 +6,28 @@ One JSON form, versioned, written by the tool and never by hand.
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass, replace
-from functools import lru_cache
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
-from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic import ConfigDict, Field
 
 from slidesparse import __version__
-from slidesparse.bench.kernels.record import Amount, Duration, Machine, Name, Text
-from slidesparse.bench.linear.record import Problem
-from slidesparse.bench.result_file import (
-    FileKind,
-    load_object,
-    read_data,
-    read_record,
-    record_of,
-    source_commit,
-    write_data,
-)
+from slidesparse.bench.fields import STRICT, Amount, Count, Duration, Machine, Name, Problem, Text
+from slidesparse.bench.record_form import RecordForm, Stamped
+from slidesparse.bench.result_file import FileKind
 from slidesparse.bench.rows import Row, Value
-from slidesparse.bench.schema import record_schema
-from slidesparse.candidate import Provenance, timestamp
-
-KIND = FileKind("slidesparse-effort-comparison", 2, "scripts/compare_efforts.py", older=(1,))
+from slidesparse.candidate import Provenance
 
 UNKNOWN = "unknown"
 """Version and time of a file of schema version 1, which had neither."""
 
-_CONFIG = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+KIND = FileKind(
+    "slidesparse-effort-comparison",
+    2,
+    "scripts/compare_efforts.py",
+    older={1: {"version": UNKNOWN, "created": UNKNOWN, "settings": {}}},
+)
 
-Count = Annotated[int, Field(ge=0)]
 Pair = Annotated[tuple[Duration, ...], Field(min_length=2, max_length=2)]
 
 
@@ -54,7 +45,7 @@ class EffortRow:
         failure: why it failed, None where it did not.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _CONFIG
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     problem: Problem
     winners: Annotated[tuple[Text, ...], Field(min_length=2, max_length=2)]
@@ -70,7 +61,7 @@ class EffortRow:
 
 
 @dataclass(frozen=True)
-class EffortRecord:
+class EffortRecord(Stamped):
     """A comparison of two searches.
 
     Args:
@@ -89,7 +80,7 @@ class EffortRecord:
         created: UTC time in ISO 8601.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _CONFIG
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     fingerprint: Machine
     settings: dict[Name, Any]
@@ -135,36 +126,9 @@ class EffortRecord:
             rows=rows,
         )
 
-    def stamped(self) -> EffortRecord:
-        """The record with commit and time of now."""
-        return replace(self, commit=source_commit(), created=timestamp())
 
-
-def write_json(record: EffortRecord, path: Path) -> None:
-    """Write the result file; the folder must exist.
-
-    Raises:
-        UsageError: the file cannot be written.
-    """
-    write_data(path, KIND, _adapter().dump_python(record, mode="json"))
-
-
-def read_json(path: Path) -> EffortRecord:
-    """Read a result file back; one of schema version 1 says no time, version or settings.
-
-    Raises:
-        UsageError: it is missing, truncated, of another kind or schema, or holds wrong values.
-    """
-    if load_object(path, KIND.command).get("schema_version") != 1:
-        return read_record(path, KIND, _adapter())
-    data = read_data(path, KIND)
-    late = {"version": UNKNOWN, "created": UNKNOWN, "settings": {}}
-    return record_of(path, {**late, **data}, _adapter())
-
-
-@lru_cache(maxsize=1)
-def _adapter() -> TypeAdapter[EffortRecord]:
-    return TypeAdapter(EffortRecord)
+FORM = RecordForm(KIND, EffortRecord)
+read_json, write_json = FORM.read, FORM.write
 
 
 def rows(record: EffortRecord) -> tuple[Row, ...]:
@@ -194,17 +158,3 @@ def _row(record: EffortRecord, it: EffortRow, ratio: float) -> Row:
         provenance=Provenance.MEASURED,
         how=" against ".join(it.winners),
     )
-
-
-def json_schema() -> dict[str, Any]:
-    """JSON Schema of the file behind its kind and schema version."""
-    return record_schema(EffortRecord)
-
-
-def older_json_schema() -> dict[int, dict[str, Any]]:
-    """The same of older schema versions that can be read."""
-    first = record_schema(EffortRecord)
-    for name in ("version", "created", "settings"):
-        del first["properties"][name]
-        first["required"].remove(name)
-    return {1: first}

@@ -6,29 +6,32 @@ One JSON form, versioned, written by the tool and never by hand; a CSV beside it
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, PlainValidator, TypeAdapter
+from pydantic import BaseModel, PlainValidator
 
 from slidesparse import __version__
-from slidesparse.bench.kernels.record import Amount, Machine, Name, Text
-from slidesparse.bench.linear.record import Count, Layer, Problem
-from slidesparse.bench.result_file import (
-    FileKind,
-    read_record,
-    source_commit,
-    write_data,
-    write_rows,
+from slidesparse.bench.fields import (
+    STRICT,
+    Amount,
+    Layer,
+    Machine,
+    Name,
+    Positive,
+    Problem,
+    Text,
+    plain_reader,
 )
+from slidesparse.bench.record_form import RecordForm, Stamped
+from slidesparse.bench.result_file import FileKind, write_data, write_rows
 from slidesparse.bench.schema import PlainSchema
 from slidesparse.bench.workload import LayerProblem
-from slidesparse.candidate import ProblemResult, Provenance, timestamp
+from slidesparse.candidate import ProblemResult, Provenance
 from slidesparse.devices import Fingerprint
 from slidesparse.problem import GemmProblem
-from slidesparse.serialize import from_plain, to_plain
+from slidesparse.serialize import to_plain
 
 KIND = FileKind("slidesparse-search", 1, "slidesparse search")
 
@@ -57,7 +60,7 @@ CSV_COLUMNS = (
 
 
 @dataclass(frozen=True)
-class SearchRecord:
+class SearchRecord(Stamped):
     """One search, as its result file holds it.
 
     Args:
@@ -87,10 +90,6 @@ class SearchRecord:
     commit: str = ""
     version: str = __version__
     created: str = ""
-
-    def stamped(self) -> SearchRecord:
-        """The record with commit and time of now."""
-        return replace(self, commit=source_commit(), created=timestamp())
 
 
 def write_json(record: SearchRecord, path: Path) -> None:
@@ -135,7 +134,7 @@ def read_json(path: Path) -> SearchRecord:
     Raises:
         UsageError: it is missing, truncated, of another kind or schema, or holds wrong values.
     """
-    form = read_record(path, KIND, _adapter())
+    form = FORM.read(path)
     return SearchRecord(
         model=form.model,
         tp=form.tp,
@@ -152,19 +151,15 @@ def read_json(path: Path) -> SearchRecord:
     )
 
 
-def _result(value: object) -> ProblemResult:
-    return from_plain(ProblemResult, value)
-
-
 class _Form(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+    model_config = STRICT
 
 
 class LayerForm(_Form):
     """A layer at one M and pattern, as a file holds it."""
 
     layer: Layer
-    tokens: Count
+    tokens: Positive
     problem: Problem
 
 
@@ -172,7 +167,9 @@ class ResultForm(_Form):
     """What was found for a problem, as a file holds it."""
 
     provenance: Provenance
-    result: Annotated[ProblemResult, PlainValidator(_result), PlainSchema(ProblemResult)]
+    result: Annotated[
+        ProblemResult, PlainValidator(plain_reader(ProblemResult)), PlainSchema(ProblemResult)
+    ]
 
 
 class SkippedForm(_Form):
@@ -186,7 +183,7 @@ class SearchForm(_Form):
     """A search as a file holds it; `SearchRecord` says what the fields are."""
 
     model: Name
-    tp: Count
+    tp: Positive
     fingerprint: Machine
     settings: dict[Name, Any]
     seconds: Amount
@@ -199,9 +196,7 @@ class SearchForm(_Form):
     created: Text
 
 
-@lru_cache(maxsize=1)
-def _adapter() -> TypeAdapter[SearchForm]:
-    return TypeAdapter(SearchForm)
+FORM = RecordForm(KIND, SearchForm)
 
 
 def write_csv(record: SearchRecord, path: Path) -> None:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from slidesparse.bench.rows import Row, Value, model_name
-from slidesparse.bench.schema import record_schema
-from slidesparse.bench.search.record import KIND, SearchForm, SearchRecord, read_json
+from slidesparse.bench.search.record import FORM, SearchRecord, read_json
 from slidesparse.bench.search.totals import dense_total, planned_total, tokens_of, totals
 from slidesparse.bench.workload import LayerProblem
 from slidesparse.candidate import Measurement, ProblemResult, Provenance
 from slidesparse.pattern import Pattern
 from slidesparse.problem import GemmProblem
 
-__all__ = ["KIND", "gemm_workload", "json_schema", "read_json", "rows"]
+__all__ = ["FORM", "gemm_workload", "read_json", "rows"]
 
 SPARSE, DENSE, DEFAULT, PLANNED = "best sparse", "best dense", "default", "planned"
 """Systems of the rows. The defaults, what a library runs unasked, have their backend beside it."""
@@ -125,8 +123,3 @@ def _totals(record: SearchRecord, tokens: int, pattern: Pattern) -> dict[str, fl
     both, planned = totals(record, tokens, pattern), planned_total(record, tokens, pattern)
     found = {} if both is None else {DENSE: both[0], SPARSE: both[1]}
     return found if planned is None else {**found, PLANNED: planned}
-
-
-def json_schema() -> dict[str, Any]:
-    """JSON Schema of the file behind its kind and schema version."""
-    return record_schema(SearchForm)

@@ -3,6 +3,8 @@
 Contents:
     book          what a sweep has measured so far: begun anew, or taken over from a file of
                   equal settings
+    cells         what books of measured cells share: settings that have to be equal, cells taken
+                  over, sessions
     chain         the linears of a model one after the other, with what is fused to them: one
                   step of a sweep
     compare       which of a sweep's differences are real: ours against both runs of stock,

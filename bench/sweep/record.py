@@ -6,48 +6,37 @@ One JSON form, versioned, written by the tool and never by hand; a CSV beside it
 from __future__ import annotations
 
 import statistics
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Protocol
 
-from pydantic import (
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    PlainValidator,
-    TypeAdapter,
-    WithJsonSchema,
-)
+from pydantic import ConfigDict, Field
 
 from slidesparse import __version__
-from slidesparse.bench.kernels.record import Amount, Duration, Machine, Name, Text
-from slidesparse.bench.result_file import FileKind, read_record, write_data
+from slidesparse.bench.fields import (
+    STRICT,
+    Amount,
+    Duration,
+    Index,
+    Machine,
+    Name,
+    Positive,
+    Text,
+    Zeros,
+)
+from slidesparse.bench.record_form import RecordForm
+from slidesparse.bench.result_file import FileKind
 from slidesparse.bench.sweep.job import CellTime, Mode, Stage, System, Variant
 from slidesparse.bench.sweep.plan import Block, Key
 from slidesparse.bench.sweep.runner import Kind
-from slidesparse.pattern import Pattern
 from slidesparse.problem import INT32_MAX, DType
-from slidesparse.serialize import PATTERN_SCHEMA
 from slidesparse.stats import interquartile
 
 KIND = FileKind("slidesparse-sweep", 1, "slidesparse bench prefill or decode")
 
-_CONFIG = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-
 _ROUNDED = 1e-6
 """A file's figures may be off from what follows from its samples by this share."""
 
-
-def _pattern(value: object) -> Pattern:
-    return value if isinstance(value, Pattern) else Pattern.parse(str(value))
-
-
-Zeros = Annotated[
-    Pattern, PlainValidator(_pattern), PlainSerializer(str), WithJsonSchema(PATTERN_SCHEMA)
-]
-Count = Annotated[int, Field(gt=0)]
-Index = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1.0001)]
 
 
@@ -67,7 +56,7 @@ class Figures:
         largest: elements of the largest tensor of a step.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _CONFIG
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     step_us: Annotated[tuple[Duration, ...], Field(min_length=1)]
     median_us: Duration
@@ -125,7 +114,7 @@ class Cell:
         reason: why it failed, "" where it was measured.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _CONFIG
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     model: Name
     dtype: DType
@@ -133,7 +122,7 @@ class Cell:
     system: System
     pattern: Zeros
     again: bool
-    m: Count
+    m: Positive
     wide: bool
     session: Index
     ran: Index | None
@@ -174,11 +163,45 @@ class Session:
         seconds: wall time.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _CONFIG
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     started: Text
     commit: Text
     seconds: Amount
+
+
+class PlacedCell(Protocol):
+    """A cell of a file that several sessions measured."""
+
+    @property
+    def key(self) -> Hashable:
+        """Which cell it is."""
+
+    @property
+    def session(self) -> int:
+        """Index of the session that measured it."""
+
+    @property
+    def ran(self) -> int | None:
+        """Index of what ran, None where nothing could be built."""
+
+
+def check_cells(cells: Sequence[PlacedCell], sessions: int, builds: int) -> None:
+    """Refuse cells that are there twice or refer to nothing.
+
+    Args:
+        cells: of a file.
+        sessions: how many the file has.
+        builds: how many it has, of what engines said that they had built.
+
+    Raises:
+        ValueError: the first thing that is wrong.
+    """
+    if len({cell.key for cell in cells}) < len(cells):
+        raise ValueError("a cell is there twice")
+    for cell in cells:
+        if cell.session >= sessions or (cell.ran or 0) >= max(builds, 1):
+            raise ValueError(f"{cell.key} refers to a session or a build that is not there")
 
 
 @dataclass(frozen=True)
@@ -201,7 +224,7 @@ class SweepRecord:
         created: UTC time of writing in ISO 8601.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _CONFIG
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     stage: Stage
     engine: Name
@@ -219,11 +242,7 @@ class SweepRecord:
 
     def __post_init__(self) -> None:
         """Refuse cells that are there twice or refer to nothing."""
-        if len({cell.key for cell in self.cells}) < len(self.cells):
-            raise ValueError("a cell is there twice")
-        for cell in self.cells:
-            if cell.session >= len(self.sessions) or (cell.ran or 0) >= max(len(self.ran), 1):
-                raise ValueError(f"{cell.key} refers to a session or a build that is not there")
+        check_cells(self.cells, len(self.sessions), len(self.ran))
 
     @property
     def seconds(self) -> float:
@@ -250,24 +269,5 @@ class SweepRecord:
         return tuple(cell for cell in self.cells if cell.figures is None)
 
 
-def write_json(record: SweepRecord, path: Path) -> None:
-    """Write the result file; the folder must exist.
-
-    Raises:
-        UsageError: the file cannot be written.
-    """
-    write_data(path, KIND, _adapter().dump_python(record, mode="json"))
-
-
-def read_json(path: Path) -> SweepRecord:
-    """Read a result file back.
-
-    Raises:
-        UsageError: it is missing, truncated, of another kind or schema, or holds wrong values.
-    """
-    return read_record(path, KIND, _adapter())
-
-
-@lru_cache(maxsize=1)
-def _adapter() -> TypeAdapter[SweepRecord]:
-    return TypeAdapter(SweepRecord)
+FORM = RecordForm(KIND, SweepRecord)
+read_json, write_json = FORM.read, FORM.write

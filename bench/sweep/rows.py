@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from slidesparse.bench.rows import Row, Value, model_name
-from slidesparse.bench.schema import record_schema
 from slidesparse.bench.sweep.compare import STOCK, Comparison
 from slidesparse.bench.sweep.job import Mode, Stage, Variant
 from slidesparse.bench.sweep.plan import Block
-from slidesparse.bench.sweep.record import KIND, Cell, SweepRecord, read_json
+from slidesparse.bench.sweep.record import FORM, Cell, SweepRecord, read_json
 from slidesparse.candidate import Provenance
 
-__all__ = ["KIND", "json_schema", "read_json", "rows", "step_variant", "step_workload"]
+__all__ = ["FORM", "read_json", "rows", "step_variant", "step_workload"]
 
 
 def step_workload(
@@ -116,8 +114,3 @@ def _mean(values: list[float | None]) -> float | None:
     """The mean of what was measured, None without any."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
-
-
-def json_schema() -> dict[str, Any]:
-    """JSON Schema of the file behind its kind and schema version."""
-    return record_schema(SweepRecord)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import random
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as version_of
@@ -23,12 +21,21 @@ from slidesparse.cli.counters_options import (
 )
 from slidesparse.cli.options import check_outputs
 from slidesparse.cli.sweep_options import CPU_MODEL, GPU_MODEL, Options, sweep_options
-from slidesparse.cli.sweep_run import one_interrupt, run_and_end
-from slidesparse.cli.target import open_cache, refuse_fp8, require_triton
+from slidesparse.cli.sweep_run import one_interrupt, run_sweep
+from slidesparse.cli.sweep_start import (
+    check_gpus,
+    load_specs,
+    make_ready,
+    read_before,
+    refuse_other_settings,
+    say_first,
+    seed_of,
+)
+from slidesparse.cli.target import open_cache
 from slidesparse.errors import UsageError
 
 if TYPE_CHECKING:
-    from slidesparse.bench.sweep.book import Heading, SweepBook
+    from slidesparse.bench.sweep.book import Heading
     from slidesparse.bench.sweep.plan import Sweep, Turn
     from slidesparse.bench.sweep.record import SweepRecord
     from slidesparse.cache import TuningCache
@@ -77,37 +84,33 @@ class Chosen(NamedTuple):
 
 
 def _command(stage: str, options: Options) -> None:
-    from slidesparse.models import load_model
-
     # Whatever can be wrong with the input is found before torch is imported.
     file = options.result_file
     check_outputs(file, options.csv_path, options.figure_path)
     _check_figure(options.figure_path)
-    specs = {name: load_model(name) for name in options.models or (GPU_MODEL,)}
-    for spec in specs.values():
-        spec.linears(options.tp)
+    specs = load_specs(options.models or (GPU_MODEL,), options.tp)
     device, cache = open_cache(options.device, options.cache_dir)
     engine = choose_engine(options.engine, device)
     if engine.name == VLLM:
         check_gpus(options.tp, device)
-    for dtype in options.dtypes:
-        refuse_fp8(dtype, device, cache.fingerprint.sm, "these models")
-    require_triton()
+    make_ready(options.dtypes, device, cache, options.cache_dir)
     if not options.models and not device.is_gpu:
-        specs = {CPU_MODEL: load_model(CPU_MODEL)}
-    if options.cache_dir is not None:
-        # Layers plan themselves, from the results of this folder.
-        os.environ["SLIDESPARSE_CACHE_DIR"] = str(options.cache_dir)
+        specs = load_specs((CPU_MODEL,), options.tp)
 
+    from slidesparse.bench.sweep.book import SweepBook
     from slidesparse.bench.sweep.plan import due
+    from slidesparse.bench.sweep.record import read_json
     from slidesparse.bench.sweep.runner import Limits
 
-    before = _before(file, options.fresh)
+    before = read_before(file, options.fresh, read_json)
     sweep = _sweep(stage, options, device, tuple(specs), before)
-    book = _book(_heading(sweep, engine, device, cache, specs), before, file)
+    heading = _heading(sweep, engine, device, cache, specs)
+    refuse_other_settings(heading, before, file)
+    book = SweepBook(heading, before)
     turns = due(sweep.turns(), book.measured)
     if not options.quiet:
-        _say_first(book.heading, engine, device)
+        stock = f"Stock: {heading.stock}. Timed: {heading.timed}."
+        say_first([first_line(heading, engine, device), stock])
     if options.dry_run:
         _list_turns(turns, specs)
         return
@@ -115,7 +118,7 @@ def _command(stage: str, options: Options) -> None:
         click.echo(f"every cell is in {file}; --fresh measures anew", err=True)
     limits = Limits(options.build_timeout, options.cell_timeout, options.budget)
     with one_interrupt():
-        run_and_end(turns, book, device, limits, options)
+        run_sweep(turns, book, device, limits, options)
 
 
 def choose_engine(asked: str | None, device: Device) -> Chosen:
@@ -137,57 +140,6 @@ def choose_engine(asked: str | None, device: Device) -> Chosen:
     return Chosen(LINEAR, reason) if reason else Chosen(VLLM)
 
 
-def check_gpus(tp: int, device: Device) -> None:
-    """Refuse other GPUs than the first, which vLLM takes, and more ranks than there are GPUs.
-
-    Raises:
-        UsageError: it is so, with the remedy.
-    """
-    from slidesparse.devices import all_gpus
-
-    if device.index:
-        raise UsageError(
-            f"vLLM runs on the first GPUs that it sees, not on {device}; set "
-            f"CUDA_VISIBLE_DEVICES={device.index} and leave out --device"
-        )
-    count = len(all_gpus())
-    if tp > count:
-        raise UsageError(f"--tp {tp} needs as many GPUs, and torch sees {count}")
-
-
-def _before(file: Path | None, fresh: bool) -> SweepRecord | None:
-    """What an earlier run of the sweep left.
-
-    Raises:
-        UsageError: the file is there and is no result file of a sweep, or damaged.
-    """
-    from slidesparse.bench.sweep.record import read_json
-
-    if file is None or fresh or not file.is_file():
-        return None
-    try:
-        return read_json(file)
-    except UsageError as error:
-        raise UsageError(f"{error}; name another file, or overwrite it with --fresh") from error
-
-
-def _book(heading: Heading, before: SweepRecord | None, file: Path | None) -> SweepBook:
-    """What was measured before, if its settings are those of now.
-
-    Raises:
-        UsageError: they are not, with what differs.
-    """
-    from slidesparse.bench.sweep.book import SweepBook
-
-    differences = heading.differences(before) if before is not None else []
-    if differences:
-        raise UsageError(
-            f"{file} was measured otherwise: {'; '.join(differences)}. Name another file, or start "
-            "anew with --fresh"
-        )
-    return SweepBook(heading, before)
-
-
 def _sweep(
     stage: str,
     options: Options,
@@ -198,9 +150,6 @@ def _sweep(
     from slidesparse.bench.sweep.job import Mode, Stage
     from slidesparse.bench.sweep.plan import Sweep
 
-    seed = options.seed
-    if seed is None and before is not None and isinstance(before.settings.get("seed"), int):
-        seed = before.settings["seed"]
     return Sweep(
         stage=Stage(stage),
         models=models,
@@ -212,7 +161,7 @@ def _sweep(
         prompt=options.prompt,
         outputs=options.outputs,
         repeats=options.repeats_on(device),
-        seed=random.SystemRandom().randrange(2**31) if seed is None else seed,
+        seed=seed_of(options.seed, before),
         same_weights=options.same_weights,
     )
 
@@ -257,17 +206,6 @@ def first_line(heading: Heading, engine: Chosen, device: Device) -> str:
         )
     version = f" {heading.versions['vllm']}" if "vllm" in heading.versions else ""
     return f"Sweeping {what} on {name}, --engine {engine.name}{version}{why}"
-
-
-def _say_first(heading: Heading, engine: Chosen, device: Device) -> None:
-    from slidesparse.cli.console import make_console
-
-    console = make_console()
-    for line in (
-        first_line(heading, engine, device),
-        f"Stock: {heading.stock}. Timed: {heading.timed}.",
-    ):
-        console.print(line, soft_wrap=True, markup=False)
 
 
 def _list_turns(turns: Sequence[Turn], specs: dict[str, ModelSpec]) -> None:

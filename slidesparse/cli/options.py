@@ -205,30 +205,34 @@ def check_writable(path: Path | None) -> None:
     """Refuse a result file that could not be written at the end of a long run.
 
     Raises:
-        UsageError: its folder does not exist, it is a folder itself, or permission is missing.
+        UsageError: its folder does not exist, it is a folder or a socket itself, or permission is
+            missing.
     """
     if path is None:
         return
     try:
-        reason = _unwritable(path.resolve())
+        reason = _unwritable(path)
     except OSError as error:  # A folder above it cannot be looked into.
         reason = str(error.strerror)
     if reason:
         raise UsageError(f"cannot write {path}: {reason}")
 
 
-def _unwritable(target: Path) -> str:
+def _unwritable(path: Path) -> str:
     """Why a file cannot be written, or ""; what is replaced whole needs its folder too."""
-    folder = target.parent
+    if path.is_dir():
+        return "it is a folder; name a file"
+    if path.exists():
+        if path.is_socket():
+            return "it is a socket; name a file or a pipe"
+        if not os.access(path, os.W_OK):
+            return "permission denied; name another file"
+        if not path.is_file():
+            # A device or a pipe is written to directly, and behind /dev/stdout it has no folder.
+            return ""
+    folder = path.resolve().parent
     if not folder.is_dir():
         return f"the folder {folder} does not exist"
-    if target.is_dir():
-        return "it is a folder; name a file"
-    if target.exists():
-        if not os.access(target, os.W_OK):
-            return "permission denied; name another file"
-        if not target.is_file():
-            return ""
     if not os.access(folder, os.W_OK | os.X_OK):
         return f"no permission to write in the folder {folder}"
     return ""

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import ModuleType
 
 import pytest
-from result_files import KINDS, write_kind
+from result_files import KINDS, WRITERS, write_kind
 
 from slidesparse.bench import kinds as module
 from slidesparse.bench.kinds import read_results
 from slidesparse.bench.rows import Row
 from slidesparse.candidate import Provenance
 from slidesparse.errors import UsageError
+
+
+def module_of(kind: str) -> ModuleType:
+    return next(each for each in module.kind_modules() if each.FORM.kind.kind == kind)
 
 
 def refusal(path: Path) -> str:
@@ -141,15 +146,36 @@ def test_a_truncated_file(kind: str, tmp_path: Path) -> None:
 
 def test_modules_say_what_a_kind_needs() -> None:
     found = list(module.kind_modules())
-    assert len({each.KIND.kind for each in found}) == len(module.MODULES)
+    assert len({each.FORM.kind.kind for each in found}) == len(module.MODULES)
     for each in found:
-        assert all(callable(getattr(each, name)) for name in ("read_json", "rows", "json_schema"))
-        assert {"commit", "version", "created"} <= set(each.json_schema()["required"])
+        assert all(callable(getattr(each, name)) for name in ("read_json", "rows"))
+        newest = each.FORM.schemas()[each.FORM.kind.schema_version]
+        assert {"commit", "version", "created"} <= set(newest["required"])
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_record_comes_back_as_it_was_written(kind: str, tmp_path: Path) -> None:
+    write, make = WRITERS[kind]
+    record, path = make(), tmp_path / "file.json"
+    write(record, path)
+    assert module_of(kind).read_json(path) == record
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_files_of_others_are_refused(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    path.write_text('{"kind": "slidesparse-other", "schema_version": 1}')
+    each = module_of(kind)
+    with pytest.raises(UsageError) as caught:
+        each.read_json(path)
+    assert str(caught.value) == f"{path} is not a result file of {each.FORM.kind.command}"
 
 
 def test_the_page_names_every_kind(root: Path) -> None:
     page = (root / "docs" / "results.md").read_text()
     missing = [
-        each.KIND.kind for each in module.kind_modules() if f"`{each.KIND.kind}`" not in page
+        each.FORM.kind.kind
+        for each in module.kind_modules()
+        if f"`{each.FORM.kind.kind}`" not in page
     ]
     assert not missing, f"add them to docs/results.md: {missing}"

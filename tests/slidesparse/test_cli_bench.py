@@ -7,13 +7,18 @@ import io
 import json
 import os
 import re
-import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 from bench_records import make_record
+from cli_runs import (
+    assert_each_file_is_written_alone,
+    assert_one_line,
+    assert_usage_error_without_torch,
+)
 from click.testing import CliRunner, Result
 from rich.console import Console
 
@@ -23,7 +28,6 @@ from slidesparse.bench.kernels.run import KernelBench
 from slidesparse.cli.bench_table import print_kernels, reasons, verdict
 from slidesparse.cli.main import cli
 from slidesparse.devices import CPU, Device, detect
-from slidesparse.errors import UsageError
 from slidesparse.kernel_problem import Op
 
 TINY = Path(__file__).resolve().parents[1] / "data" / "tiny"
@@ -33,16 +37,6 @@ def bench(*arguments: str) -> Result:
     rest = [] if "--device" in arguments else ["--device", "cpu"]
     rest += [] if "--model" in arguments else ["--model", str(TINY)]
     return CliRunner().invoke(cli, ["bench", "kernels", *arguments, *rest], env={"COLUMNS": None})
-
-
-def assert_one_line(result: Result, code: int, *texts: str) -> None:
-    assert result.exit_code == code, result.output
-    assert isinstance(result.exception, SystemExit), result.exception
-    line = result.stderr.strip().splitlines()[-1]
-    assert line.startswith("Error: "), result.stderr
-    assert "Traceback" not in result.stderr
-    for text in texts:
-        assert text in line, line
 
 
 @pytest.mark.parametrize("dtype", ["fp8", "int8"])
@@ -196,19 +190,9 @@ def test_a_lost_device_ends_the_run_and_keeps_what_was_measured(
 def test_a_file_that_cannot_be_written_costs_neither_the_table_nor_the_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
-    files = {name: tmp_path / f"out.{name}" for name in ("json", "csv")}
-
-    def fails(record: KernelRecord, path: Path) -> None:
-        raise UsageError(f"cannot write {path}: No space left on device")
-
-    monkeypatch.setattr(f"slidesparse.bench.kernels.record.write_{broken}", fails)
-    options = [part for name, path in files.items() for part in (f"--{name}", str(path))]
-    result = bench("--ops", "quantize", "--m", "4", *options)
-    assert_one_line(result, 1, f"cannot write {files[broken]}: No space left on device")
-    assert "kernels in " in result.stdout
-    assert [name for name, path in files.items() if path.exists()] == [
-        name for name in files if name != broken
-    ]
+    command = partial(bench, "--ops", "quantize", "--m", "4")
+    writer = f"slidesparse.bench.kernels.record.write_{broken}"
+    assert_each_file_is_written_alone(command, tmp_path, broken, writer, monkeypatch, "kernels in ")
 
 
 def test_missing_permission_is_found_before_anything_runs(
@@ -248,20 +232,7 @@ def test_what_was_measured_before_an_interrupt_is_kept(
 
 @pytest.mark.parametrize("arguments", [("--ops", "nope"), ("--m", "0"), ("--model", "nope")])
 def test_usage_errors_do_not_wait_for_torch(arguments: tuple[str, ...]) -> None:
-    script = (
-        "import sys\nfrom slidesparse.cli.main import cli\n"
-        "try:\n    cli(sys.argv[1:])\nexcept SystemExit as end:\n    assert end.code == 2\n"
-        "assert 'torch' not in sys.modules, 'torch was imported'\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script, "bench", "kernels", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={**os.environ, "PYTHONSAFEPATH": "1", "HF_HUB_OFFLINE": "1"},
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Error: " in done.stderr
+    assert_usage_error_without_torch("bench", "kernels", *arguments)
 
 
 def printed(record: KernelRecord) -> str:

@@ -17,6 +17,7 @@ import pytest
 import torch
 from agreement_engines import FACTORY, SCRIPT
 from agreement_records import EAGER, GRAPHS, make_checkpoint, make_record
+from cli_runs import assert_one_line
 from click.testing import CliRunner, Result
 from two_four_models import save_both
 
@@ -69,16 +70,6 @@ def bench(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Benc
 
 def invoke(*arguments: str) -> Result:
     return CliRunner().invoke(cli, ["bench", "agreement", *arguments], env={"COLUMNS": None})
-
-
-def assert_one_line(result: Result, code: int, *texts: str) -> None:
-    assert result.exit_code == code, result.output
-    assert isinstance(result.exception, SystemExit), result.exception
-    line = result.stderr.strip().splitlines()[-1]
-    assert line.startswith("Error: "), result.stderr
-    assert "Traceback" not in result.stderr
-    for text in texts:
-        assert text in line, line
 
 
 def rows(text: str) -> list[list[str]]:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import re
-import subprocess
-import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 from attention_records import CAUSAL, make_record
+from cli_runs import assert_each_file_is_written_alone, assert_one_line, run_without_torch
 from click.testing import CliRunner, Result
 from rich.console import Console
 
@@ -23,7 +22,6 @@ from slidesparse.bench.fault import DeviceLost
 from slidesparse.cli.attention_table import left_out, print_attention, verdicts
 from slidesparse.cli.main import cli
 from slidesparse.devices import CPU, detect
-from slidesparse.errors import UsageError
 
 TINY = ("--heads", "2", "--seq", "33", "--head-dim", "16")
 
@@ -37,16 +35,6 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def bench(*arguments: str) -> Result:
     rest = [] if {"--device", "--gpu"} & set(arguments) else ["--device", "cpu"]
     return CliRunner().invoke(cli, ["bench", "attention", *arguments, *rest], env={"COLUMNS": None})
-
-
-def assert_one_line(result: Result, code: int, *texts: str) -> None:
-    assert result.exit_code == code, result.output
-    assert isinstance(result.exception, SystemExit), result.exception
-    line = result.stderr.strip().splitlines()[-1]
-    assert line.startswith("Error: "), result.stderr
-    assert "Traceback" not in result.stderr
-    for text in texts:
-        assert text in line, line
 
 
 def cells(result: Result) -> list[list[str]]:
@@ -207,38 +195,17 @@ def test_what_was_measured_before_the_end_is_kept(
 def test_a_file_that_cannot_be_written_costs_neither_the_table_nor_the_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str, arguments: tuple[str, ...]
 ) -> None:
-    files = {name: tmp_path / f"out.{name}" for name in ("json", "csv")}
-
-    def fails(record: AttentionRecord, path: Path) -> None:
-        raise UsageError(f"cannot write {path}: No space left on device")
-
+    command = partial(bench, *arguments)
     place = {"json": "record", "csv": "csv"}[broken]
-    monkeypatch.setattr(f"slidesparse.bench.attention.{place}.write_{broken}", fails)
-    options = [part for name, path in files.items() for part in (f"--{name}", str(path))]
-    result = bench(*arguments, *options)
-    assert_one_line(result, 1, f"cannot write {files[broken]}: No space left on device")
-    assert "us/head" in result.stdout
-    assert [name for name, path in files.items() if path.exists()] == [
-        name for name in files if name != broken
-    ]
+    writer = f"slidesparse.bench.attention.{place}.write_{broken}"
+    assert_each_file_is_written_alone(command, tmp_path, broken, writer, monkeypatch, "us/head")
 
 
 @pytest.mark.parametrize(
     "arguments", [("--targets", "0"), ("--kv-heads", "7"), ("--gpu", "h300"), ("--gpu", "h200")]
 )
 def test_neither_usage_errors_nor_bounds_wait_for_torch(arguments: tuple[str, ...]) -> None:
-    script = (
-        "import sys\nfrom slidesparse.cli.main import cli\n"
-        "try:\n    cli(sys.argv[1:])\nexcept SystemExit as end:\n    code = end.code\n"
-        "assert 'torch' not in sys.modules, 'torch was imported'\nsys.exit(code)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script, "bench", "attention", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={**os.environ, "PYTHONSAFEPATH": "1"},
-    )
+    done = run_without_torch("bench", "attention", *arguments)
     assert done.returncode == (0 if arguments[1] == "h200" else 2), done.stderr
 
 

@@ -10,13 +10,13 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from cli_runs import assert_one_line, assert_usage_error_without_torch, ended, wait_for
 from click.testing import CliRunner, Result
 from counters_engines import FACTORY
 from counters_records import LOAD, heading, record
@@ -124,16 +124,6 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
 def invoke(*arguments: str) -> Result:
     rest = ["--device", "cpu"]
     return CliRunner().invoke(cli, ["bench", "decode", *arguments, *rest], env={"COLUMNS": "120"})
-
-
-def assert_one_line(result: Result, code: int, *texts: str) -> None:
-    assert result.exit_code == code, result.output
-    assert isinstance(result.exception, SystemExit), result.exception
-    line = result.stderr.strip().splitlines()[-1]
-    assert line.startswith("Error: "), result.stderr
-    assert "Traceback" not in result.stderr
-    for text in texts:
-        assert text in line, line
 
 
 def cells(output: str) -> list[list[str]]:
@@ -341,23 +331,9 @@ def test_a_machine_that_cannot_serve_says_so(monkeypatch: pytest.MonkeyPatch) ->
     assert_one_line(invoke("--counters"), 2, "--counters needs a GPU, and this would run on cpu")
 
 
-def test_usage_errors_do_not_wait_for_torch() -> None:
-    script = (
-        "import sys\nfrom slidesparse.cli.main import cli\n"
-        "for given in (['--m', '4'], ['--seconds', '1'], ['--concurrency', '0']):\n"
-        "    try:\n        cli(['bench', 'decode', '--counters', *given])\n"
-        "    except SystemExit as end:\n        assert end.code == 2\n"
-        "assert 'torch' not in sys.modules, 'torch was imported'\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={**os.environ, "PYTHONSAFEPATH": "1"},
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("Error: ") == 3
+@pytest.mark.parametrize("given", [("--m", "4"), ("--seconds", "1"), ("--concurrency", "0")])
+def test_usage_errors_do_not_wait_for_torch(given: tuple[str, ...]) -> None:
+    assert_usage_error_without_torch("bench", "decode", "--counters", *given)
 
 
 @pytest.mark.parametrize(
@@ -408,20 +384,6 @@ def test_what_is_not_told_is_said_once_for_each_reason() -> None:
         "No hardware counters: --counter-source none.",
         f"n/a: NVML did not tell power_w of {key}",
     ]
-
-
-def wait_for(log: Path, text: str) -> None:
-    end = time.monotonic() + 90
-    while not (log.exists() and text in log.read_text()):
-        assert time.monotonic() < end, f"it never came to {text}"
-        time.sleep(0.05)
-
-
-def ended(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
 
 
 def test_ctrl_c_keeps_what_was_measured(tmp_path: Path, log: Path, load: Command) -> None:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import re
-import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
+from cli_runs import (
+    assert_each_file_is_written_alone,
+    assert_one_line,
+    assert_usage_error_without_torch,
+)
 from click.testing import CliRunner, Result
 from linear_records import TUNED, make_record
 from rich.console import Console
@@ -22,7 +26,6 @@ from slidesparse.bench.linear.run import LinearBench
 from slidesparse.cli.linear_table import plans, print_linears, reasons, verdict
 from slidesparse.cli.main import cli
 from slidesparse.devices import CPU, Device, detect
-from slidesparse.errors import UsageError
 from slidesparse.layers import SparseLinear
 
 TINY = Path(__file__).resolve().parents[1] / "data" / "tiny"
@@ -39,16 +42,6 @@ def bench(*arguments: str) -> Result:
     rest += [] if "--model" in arguments else ["--model", str(TINY)]
     rest += [] if "--m" in arguments else ["--m", "2"]
     return CliRunner().invoke(cli, ["bench", "linear", *arguments, *rest], env={"COLUMNS": None})
-
-
-def assert_one_line(result: Result, code: int, *texts: str) -> None:
-    assert result.exit_code == code, result.output
-    assert isinstance(result.exception, SystemExit), result.exception
-    line = result.stderr.strip().splitlines()[-1]
-    assert line.startswith("Error: "), result.stderr
-    assert "Traceback" not in result.stderr
-    for text in texts:
-        assert text in line, line
 
 
 def test_from_command_line_to_files(tmp_path: Path) -> None:
@@ -189,37 +182,14 @@ def test_what_was_measured_before_the_end_is_kept(
 def test_a_file_that_cannot_be_written_costs_neither_the_table_nor_the_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
-    files = {name: tmp_path / f"out.{name}" for name in ("json", "csv")}
-
-    def fails(record: LinearRecord, path: Path) -> None:
-        raise UsageError(f"cannot write {path}: No space left on device")
-
-    monkeypatch.setattr(f"slidesparse.bench.linear.record.write_{broken}", fails)
-    options = [part for name, path in files.items() for part in (f"--{name}", str(path))]
-    result = bench("--layers", "o", "--dtype", "int8", *options)
-    assert_one_line(result, 1, f"cannot write {files[broken]}: No space left on device")
-    assert "linears in " in result.stdout
-    assert [name for name, path in files.items() if path.exists()] == [
-        name for name in files if name != broken
-    ]
+    command = partial(bench, "--layers", "o", "--dtype", "int8")
+    writer = f"slidesparse.bench.linear.record.write_{broken}"
+    assert_each_file_is_written_alone(command, tmp_path, broken, writer, monkeypatch, "linears in ")
 
 
 @pytest.mark.parametrize("arguments", [("--layers", "nope"), ("--m", "0"), ("--model", "nope")])
 def test_usage_errors_do_not_wait_for_torch(arguments: tuple[str, ...]) -> None:
-    script = (
-        "import sys\nfrom slidesparse.cli.main import cli\n"
-        "try:\n    cli(sys.argv[1:])\nexcept SystemExit as end:\n    assert end.code == 2\n"
-        "assert 'torch' not in sys.modules, 'torch was imported'\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script, "bench", "linear", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={**os.environ, "PYTHONSAFEPATH": "1", "HF_HUB_OFFLINE": "1"},
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Error: " in done.stderr
+    assert_usage_error_without_torch("bench", "linear", *arguments)
 
 
 def printed(record: LinearRecord) -> str:

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from cli_runs import assert_one_line, assert_usage_error_without_torch, ended, wait_for
 from click.testing import CliRunner, Result
 from sweep_engines import LOG, SCRIPT, calls, pids
 
@@ -56,16 +57,6 @@ def sweep(log: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
 def invoke(*arguments: str) -> Result:
     rest = [] if "--device" in arguments else ["--device", "cpu"]
     return CliRunner().invoke(cli, ["bench", *arguments, *rest], env={"COLUMNS": None})
-
-
-def assert_one_line(result: Result, code: int, *texts: str) -> None:
-    assert result.exit_code == code, result.output
-    assert isinstance(result.exception, SystemExit), result.exception
-    line = result.stderr.strip().splitlines()[-1]
-    assert line.startswith("Error: "), result.stderr
-    assert "Traceback" not in result.stderr
-    for text in texts:
-        assert text in line, line
 
 
 def labels(record: SweepRecord) -> list[str]:
@@ -323,20 +314,7 @@ def test_help_says_the_defaults() -> None:
 
 @pytest.mark.parametrize("arguments", [("--m", "0"), ("--model", "nope"), ("--resume", "gone")])
 def test_usage_errors_do_not_wait_for_torch(arguments: tuple[str, ...]) -> None:
-    script = (
-        "import sys\nfrom slidesparse.cli.main import cli\n"
-        "try:\n    cli(sys.argv[1:])\nexcept SystemExit as end:\n    assert end.code == 2\n"
-        "assert 'torch' not in sys.modules, 'torch was imported'\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script, "bench", "decode", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={**os.environ, "PYTHONSAFEPATH": "1", "HF_HUB_OFFLINE": "1"},
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Error: " in done.stderr
+    assert_usage_error_without_torch("bench", "decode", *arguments)
 
 
 MAIN = """
@@ -365,20 +343,6 @@ def start(tmp_path: Path, log: Path, *arguments: str) -> subprocess.Popen[str]:
         text=True,
         start_new_session=True,
     )
-
-
-def wait_for(log: Path, text: str) -> None:
-    end = time.monotonic() + 90
-    while not (log.exists() and text in log.read_text()):
-        assert time.monotonic() < end, f"it never came to {text}"
-        time.sleep(0.05)
-
-
-def ended(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
 
 
 @pytest.mark.parametrize("presses", [1, 2])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -51,6 +52,37 @@ def test_show_refuses_what_it_could_not_write(sweep: Path, tmp_path: Path) -> No
     result = run("show", sweep, "--csv", tmp_path / "x", "--json", tmp_path / "x")
     assert result.exit_code == 2
     assert "--json and --csv both name" in result.output
+
+
+def test_a_pipe_behind_stdout_is_written_to(sweep: Path) -> None:
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "slidesparse",
+            "results",
+            "show",
+            sweep,
+            "-q",
+            "--json",
+            "/dev/stdout",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)[0]["kind"] == "slidesparse-sweep"
+
+
+def test_a_socket_is_refused(sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # The path of a socket has few characters.
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind("it")
+        result = run("show", sweep, "--json", "it")
+    assert result.exit_code == 2
+    assert result.output == "Error: cannot write it: it is a socket; name a file or a pipe\n"
 
 
 @pytest.mark.parametrize(

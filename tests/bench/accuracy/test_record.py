@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from accuracy_records import P68, make_accuracy
+from damage import Change, damage_said, put
 
 from slidesparse.accuracy.evaluate import Outcome, Variant
 from slidesparse.accuracy.metrics import Metrics
+from slidesparse.bench.accuracy import record as module
 from slidesparse.bench.accuracy.record import AccuracyRow, read_json, text_source, write_json
-from slidesparse.errors import UsageError
 from slidesparse.pattern import DENSE
 from slidesparse.problem import DType
 from slidesparse.recipe import Method
@@ -31,58 +30,22 @@ def test_there_and_back(tmp_path: Path) -> None:
     assert data["rows"][1]["dtype"] == "fp8_e4m3"
 
 
-def test_a_stamp_says_when_and_of_which_source(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SLIDESPARSE_COMMIT", "abc")
-    stamped = replace(make_accuracy(), commit="", created="").stamped()
-    assert stamped.commit == "abc"
-    assert stamped.created.endswith("+00:00")
-
-
 @pytest.mark.parametrize(
-    ("place", "value", "problem"),
+    ("change", "problem"),
     [
-        (("rows", 0, "kl"), -0.1, "rows.0.kl: input should be greater than or equal to 0"),
-        (("rows", 0, "agreement"), 1.5, "rows.0.agreement: input should be less than or equal"),
-        (("rows", 0, "tokens"), "many", "rows.0.tokens: input should be a valid integer"),
-        (("rows", 0, "pattern"), "3:8", "rows.0.pattern: pattern 3:8 is not of the"),
-        (("rows", 0, "method"), "obs", "rows.0.method: input should be 'magnitude', 'wanda' or"),
-        (("rows", 0, "extra"), 1, "rows.0.extra: "),
-        (("rows", 0, "loss"), float("nan"), "rows.0.loss: "),
-        (("fingerprint", "sm"), "90", "fingerprint"),
-        (("evaluation",), None, "evaluation"),
+        (put(-0.1, "rows", 0, "kl"), "rows.0.kl: input should be greater than or equal to 0"),
+        (put(1.5, "rows", 0, "agreement"), "rows.0.agreement: input should be less than or equal"),
+        (put("many", "rows", 0, "tokens"), "rows.0.tokens: input should be a valid integer"),
+        (put("3:8", "rows", 0, "pattern"), "rows.0.pattern: pattern 3:8 is not of the"),
+        (put("obs", "rows", 0, "method"), "rows.0.method: input should be 'magnitude', 'wanda' or"),
+        (put(1, "rows", 0, "extra"), "rows.0.extra: "),
+        (put(float("nan"), "rows", 0, "loss"), "rows.0.loss: "),
+        (put("90", "fingerprint", "sm"), "fingerprint"),
+        (put(None, "evaluation"), "evaluation"),
     ],
 )
-def test_damage_is_named(tmp_path: Path, place: tuple[Any, ...], value: Any, problem: str) -> None:
-    path = tmp_path / "a.json"
-    write_json(make_accuracy(), path)
-    data = json.loads(path.read_text())
-    part = data
-    for step in place[:-1]:
-        part = part[step]
-    part[place[-1]] = value
-    path.write_text(json.dumps(data))
-    with pytest.raises(UsageError) as caught:
-        read_json(path)
-    assert str(caught.value).startswith(f"{path} is damaged: {problem}"), caught.value
-
-
-@pytest.mark.parametrize("field", ["rows", "commit", "created", "version", "model"])
-def test_what_is_missing_is_named(tmp_path: Path, field: str) -> None:
-    path = tmp_path / "a.json"
-    write_json(make_accuracy(), path)
-    data = json.loads(path.read_text())
-    del data[field]
-    path.write_text(json.dumps(data))
-    with pytest.raises(UsageError, match=f"is damaged: it lacks '{field}'"):
-        read_json(path)
-
-
-def test_another_kind_of_file(tmp_path: Path) -> None:
-    (tmp_path / "a.json").write_text('{"kind": "slidesparse-search"}')
-    with pytest.raises(UsageError, match="is not a result file of slidesparse eval"):
-        read_json(tmp_path / "a.json")
-    with pytest.raises(UsageError, match=r"cannot read .*b.json: No such file"):
-        read_json(tmp_path / "b.json")
+def test_damage_is_named(tmp_path: Path, change: Change, problem: str) -> None:
+    assert damage_said(module, make_accuracy(), tmp_path, change).startswith(problem)
 
 
 def test_rows_are_found_by_what_they_are() -> None:

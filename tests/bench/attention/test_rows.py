@@ -9,7 +9,7 @@ import pytest
 from attention_records import make_record
 
 from slidesparse.bench.attention.record import write_json
-from slidesparse.bench.attention.rows import BOUND, json_schema, rows
+from slidesparse.bench.attention.rows import BOUND, FORM, rows
 from slidesparse.bench.kinds import MODULES
 from slidesparse.candidate import Provenance
 
@@ -41,7 +41,7 @@ def test_the_kind_is_known_and_its_schema_takes_its_files(tmp_path: Path) -> Non
     write_json(make_record(), path)
     data = json.loads(path.read_text())
     del data["kind"], data["schema_version"]
-    validator = jsonschema.Draft202012Validator(json_schema())
+    validator = jsonschema.Draft202012Validator(FORM.schemas()[1])
     validator.validate(data)
     data["rows"][0]["median_us"] = -1.0
     assert not validator.is_valid(data)

@@ -29,24 +29,33 @@ class Engine:
         return EngineLoad(self.asked, 0, 0.5)
 
 
-def test_samples_come_at_even_times_while_switched_on() -> None:
+def wait_for(sampler: LoadSampler, count: int) -> None:
+    """Until so many samples are there: on a busy machine that may take a while."""
+    end = time.monotonic() + 30
+    while len(sampler.samples) < count:
+        assert time.monotonic() < end, f"{len(sampler.samples)} of {count} samples in 30 s"
+        time.sleep(PERIOD / 4)
+
+
+def test_samples_come_in_turn_while_switched_on() -> None:
     engine = Engine()
     with LoadSampler([CPU], engine.load, PERIOD) as sampler:
         time.sleep(3 * PERIOD)
         assert sampler.samples == []
         begun = time.perf_counter()
         sampler.resume()
-        time.sleep(20 * PERIOD)
+        wait_for(sampler, 8)
         sampler.pause()
         taken, ended = len(sampler.samples), time.perf_counter()
         time.sleep(5 * PERIOD)
         assert len(sampler.samples) == taken
-    assert 5 <= taken <= 21
+    assert taken <= (ended - begun) / PERIOD + 1
     assert engine.threads == {"load sampler"}
     samples = sampler.samples
     assert samples[0].time - samples[0].seconds >= begun
     assert samples[-1].time <= ended
-    assert all(it.seconds >= 0.9 * PERIOD for it in samples)
+    # One that comes late shortens the next, and none comes early.
+    assert all(it.time >= begun + index * PERIOD for index, it in enumerate(samples, start=1))
     # They follow each other without a gap.
     for one, other in pairwise(samples):
         assert other.time - other.seconds == pytest.approx(one.time, abs=1e-9)
@@ -56,13 +65,13 @@ def test_samples_come_at_even_times_while_switched_on() -> None:
 def test_a_sample_after_a_pause_does_not_cover_it() -> None:
     with LoadSampler([CPU], Engine().load, PERIOD) as sampler:
         sampler.resume()
-        time.sleep(4 * PERIOD)
+        wait_for(sampler, 2)
         sampler.pause()
         before = len(sampler.samples)
         time.sleep(10 * PERIOD)
         again = time.perf_counter()
         sampler.resume()
-        time.sleep(8 * PERIOD)
+        wait_for(sampler, before + 2)
         sampler.pause()
     first = sampler.samples[before]
     assert first.time - first.seconds >= again
@@ -73,7 +82,7 @@ def test_a_cpu_has_no_counters_and_says_why() -> None:
         assert (sampler.source, sampler.why) == (Source.NONE, "cpu is no GPU")
         assert (sampler.power_limit_w, sampler.joules()) == (None, None)
         sampler.resume()
-        time.sleep(3 * PERIOD)
+        wait_for(sampler, 1)
         sampler.pause()
     assert sampler.samples[0].counters == {}
     assert sampler.samples[0].telemetry == (None, None, None, None)
@@ -87,7 +96,8 @@ def test_no_counters_are_no_reason_if_none_were_asked_for() -> None:
 def test_what_goes_wrong_in_the_thread_is_raised_where_it_is_paused() -> None:
     with LoadSampler([CPU], Engine(fails_at=2).load, PERIOD) as sampler:
         sampler.resume()
-        time.sleep(6 * PERIOD)
+        wait_for(sampler, 1)
+        sampler._thread.join(timeout=30)
         with pytest.raises(ZeroDivisionError, match="a defect of the engine"):
             sampler.pause()
 
