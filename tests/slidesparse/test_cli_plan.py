@@ -37,7 +37,7 @@ def yaml(path: Path, **options: Any) -> str:
     return str(path)
 
 
-def test_the_example_in_a_process_of_its_own_within_three_seconds() -> None:
+def test_the_example_in_a_process_of_its_own_within_three_seconds(tmp_path: Path) -> None:
     begun = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-m", "slidesparse", "plan", *EXAMPLE],
@@ -45,6 +45,7 @@ def test_the_example_in_a_process_of_its_own_within_three_seconds() -> None:
         text=True,
         timeout=60,
         env={**os.environ, "COLUMNS": "200"},
+        cwd=tmp_path,
         check=False,
     )
     took = time.monotonic() - begun
@@ -58,14 +59,14 @@ def test_the_example_in_a_process_of_its_own_within_three_seconds() -> None:
     assert took < 3 or os.getloadavg()[0] > (os.cpu_count() or 1)
 
 
-def test_it_imports_neither_torch_nor_vllm() -> None:
+def test_it_imports_neither_torch_nor_vllm(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom slidesparse.cli.main import cli\n"
         f"try:\n    cli({['plan', *SMALL, '--quant', 'fp8', '--quiet']!r})\n"
         "except SystemExit as end:\n    assert not end.code, end.code\n"
         "assert not {'torch', 'vllm', 'transformers'} & set(sys.modules)\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=60)
 
 
 def test_what_fits_ends_with_zero() -> None:
