@@ -43,6 +43,8 @@ def pytest_configure(config: pytest.Config) -> None:
             f"{ROOT} is on sys.path and shadows the installed slidesparse; run `pytest`, or "
             "`PYTHONSAFEPATH=1 python -m pytest`"
         )
+    # Processes that tests start are to find what is installed, whatever folder is current.
+    os.environ["PYTHONSAFEPATH"] = "1"
     # A shell starts what runs in the background with Ctrl-C ignored, and processes inherit that.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -54,22 +54,14 @@ def test_show_refuses_what_it_could_not_write(sweep: Path, tmp_path: Path) -> No
     assert "--json and --csv both name" in result.output
 
 
-def test_a_pipe_behind_stdout_is_written_to(sweep: Path) -> None:
+def test_a_pipe_behind_stdout_is_written_to(sweep: Path, tmp_path: Path) -> None:
+    show = ("results", "show", str(sweep), "-q", "--json", "/dev/stdout")
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "slidesparse",
-            "results",
-            "show",
-            sweep,
-            "-q",
-            "--json",
-            "/dev/stdout",
-        ],
+        [sys.executable, "-m", "slidesparse", *show],
         capture_output=True,
         text=True,
         timeout=60,
+        cwd=tmp_path,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
