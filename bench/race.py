@@ -67,16 +67,6 @@ class PooledTimed(GpuTimed):
             self._close(pool)
             raise
 
-    def _captured(self, pool: Any) -> torch.cuda.CUDAGraph:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.stream(self.stream):
-            graph.capture_begin(pool=pool, capture_error_mode="thread_local")
-            try:
-                self._launch_all()
-            finally:
-                graph.capture_end()
-        return graph
-
     def _close(self, pool: Any) -> None:
         """End what a capture that the driver refused has left open in torch before 2.12.
 

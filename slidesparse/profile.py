@@ -14,7 +14,7 @@ from pathlib import Path
 from slidesparse.candidate import Provenance
 from slidesparse.capacity.figure import sequences, size
 from slidesparse.capacity.plan import CapacityPlan, make_plan
-from slidesparse.capacity.settings import Quant, Settings, default_batched_tokens
+from slidesparse.capacity.settings import BLACKWELL, Quant, Settings, default_batched_tokens
 from slidesparse.devices import FP8_SM, spell_sm
 from slidesparse.gpus import GpuSpec
 from slidesparse.models import ModelSpec
@@ -24,9 +24,6 @@ from slidesparse.profile_evidence import DECODE, PREFILL, PatternGain, pattern_g
 
 INT8_SM = 75
 """The first compute capability with INT8 tensor cores, Turing's 7.5."""
-
-BLACKWELL_SM = 100
-"""From here on vLLM's CUTLASS kernels refuse INT8 (vLLM issue 54311)."""
 
 FLASH_SM = 80
 """The first compute capability that FlashAttention runs on."""
@@ -127,7 +124,7 @@ def choose_dtype(gpu: GpuSpec) -> DType:
     if gpu.sm < FP8_SM:
         return DType.INT8
     faster = gpu.tflops.get("int8", 0.0) > gpu.tflops.get("fp8", 0.0)
-    return DType.INT8 if faster and gpu.sm < BLACKWELL_SM else DType.FP8
+    return DType.INT8 if faster and gpu.sm < BLACKWELL else DType.FP8
 
 
 def _dtype_setting(gpu: GpuSpec, dtype: DType) -> Setting:
@@ -147,7 +144,7 @@ def _dtype_setting(gpu: GpuSpec, dtype: DType) -> Setting:
         elif dtype is DType.INT8:
             fp8 = gpu.tflops.get("fp8", 0.0)
             reason = f"INT8 {reason}; FP8 with FP32 accumulation runs at {fp8:g}"
-        elif gpu.sm >= BLACKWELL_SM and gpu.tflops.get("int8", 0.0) > rate:
+        elif gpu.sm >= BLACKWELL and gpu.tflops.get("int8", 0.0) > rate:
             reason = f"FP8 {reason}; vLLM's INT8 kernels refuse Blackwell"
         else:
             reason = f"FP8 {reason}"

@@ -123,16 +123,20 @@ class GpuTimed:
             self.runner.launch(index, self.stream.cuda_stream)
 
     def _capture(self) -> None:
+        self._graph = self._captured()
+
+    def _captured(self, pool: Any = None) -> torch.cuda.CUDAGraph:
+        """A sample's launches as a graph, with memory of its own or of a pool."""
         import torch
 
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(self.stream):
-            graph.capture_begin(capture_error_mode="thread_local")
+            graph.capture_begin(pool=pool, capture_error_mode="thread_local")
             try:
                 self._launch_all()
             finally:
                 graph.capture_end()
-        self._graph = graph
+        return graph
 
 
 def one_launch(runner: Runner, stream: torch.cuda.Stream) -> float:

@@ -26,20 +26,17 @@ from slidesparse.recipe import HEAD, ROUTERS, Method, Recipe
 
 _QWEN2_5 = {
     "rope_theta": 1000000.0,
-    "max_position_embeddings": 131072,
     "bos_token_id": 151643,
     "eos_token_id": 151643,
 }
 _QWEN3 = {
     "rope_theta": 1000000.0,
-    "max_position_embeddings": 40960,
     "rms_norm_eps": 1e-6,
     "bos_token_id": 151643,
     "eos_token_id": 151645,
 }
 _LLAMA3 = {
     "rope_theta": 500000.0,
-    "max_position_embeddings": 131072,
     "rms_norm_eps": 1e-5,
     "bos_token_id": 128000,
     "eos_token_id": 128001,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 from slidesparse.accuracy.speed import forms_of
@@ -101,8 +102,7 @@ def _fingerprints(root: Path) -> Iterator[Fingerprint]:
     files = [path / FINGERPRINT_FILE for path in _entries(root)]
     there = [path for path in files if path.is_file()]
     yield from _read(sorted(there, key=lambda path: path.stat().st_mtime, reverse=True))
-    bundled = Path(__file__).parent.parent / "data" / "caches"
-    yield from _bundled(sorted(bundled.glob("*.json")))
+    yield from _bundled()
 
 
 def _entries(root: Path) -> list[Path]:
@@ -120,10 +120,13 @@ def _read(paths: Iterable[Path]) -> Iterator[Fingerprint]:
             continue
 
 
-def _bundled(paths: Iterable[Path]) -> Iterator[Fingerprint]:
-    for path in paths:
+@lru_cache(maxsize=1)
+def _bundled() -> tuple[Fingerprint, ...]:
+    """Of the results in the package. Their files are large, and every GPU of a table asks."""
+    found = []
+    for path in sorted((Path(__file__).parent.parent / "data" / "caches").glob("*.json")):
         try:
-            content = read_json(path)
-            yield from_plain(Fingerprint, content["fingerprint"])
+            found.append(from_plain(Fingerprint, read_json(path)["fingerprint"]))
         except (OSError, DataError, KeyError, TypeError):
             continue
+    return tuple(found)

@@ -31,6 +31,7 @@ MOST = 2**40
 """More sequences or tokens than any memory holds."""
 
 TURING, AMPERE, BLACKWELL = 75, 80, 100
+"""Compute capabilities. From Blackwell on vLLM's CUTLASS kernels refuse INT8 (vLLM issue 54311)."""
 
 
 class _Word(str, Enum):
