@@ -23,6 +23,45 @@ MOST_LAUNCHES = 256
 WARM_UP = 2
 
 
+class GraphPool:
+    """Memory that captured graphs share: each writes over what the others made."""
+
+    def __init__(self) -> None:
+        """Take nothing yet, so that a pool can be made where there is no GPU."""
+        self._handle: Any = None
+
+    @property
+    def handle(self) -> Any:
+        """For the next capture, as torch.cuda.graph_pool_handle() gives them."""
+        import torch
+
+        if self._handle is None:
+            self._handle = torch.cuda.graph_pool_handle()
+        return self._handle
+
+    def close(self, index: int) -> None:
+        """End what a capture that the driver refused has left open in torch before 2.12.
+
+        There both allocators, of the GPU and of pinned memory, still take the pool for one that
+        is being captured into (pytorch issue 180395): no memory is given back and no capture
+        begins with this handle. Only the GPU's can be told, so the next capture gets a new one.
+
+        Args:
+            index: of the GPU.
+        """
+        import torch
+
+        end = getattr(torch._C, "_cuda_endAllocateToPool", None)
+        if self._handle is None or end is None:
+            return
+        try:
+            end(index, self._handle)
+        except RuntimeError:
+            # The capture had ended as it should, whatever was thrown in it.
+            return
+        self._handle = None
+
+
 @dataclass(frozen=True)
 class Runner:
     """One candidate, ready to launch.
@@ -32,11 +71,14 @@ class Runner:
             the CPU); it can be captured in a CUDA graph.
         workspace: bytes of scratch memory that it holds.
         makes_output: whether `launch` returns a new output instead of writing the operand set's.
+        pool: that graphs of several runners share, or each of them would keep outputs of
+            gigabytes. Only for runners whose results nobody reads.
     """
 
     launch: Callable[[int, int], Any]
     workspace: int = 0
     makes_output: bool = False
+    pool: GraphPool | None = None
 
 
 class Timed(Protocol):
@@ -123,20 +165,22 @@ class GpuTimed:
             self.runner.launch(index, self.stream.cuda_stream)
 
     def _capture(self) -> None:
-        self._graph = self._captured()
-
-    def _captured(self, pool: Any = None) -> torch.cuda.CUDAGraph:
-        """A sample's launches as a graph, with memory of its own or of a pool."""
+        """Make a graph of a sample's launches."""
         import torch
 
+        pool = self.runner.pool or GraphPool()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(self.stream):
-            graph.capture_begin(pool=pool, capture_error_mode="thread_local")
             try:
-                self._launch_all()
-            finally:
-                graph.capture_end()
-        return graph
+                graph.capture_begin(pool=pool.handle, capture_error_mode="thread_local")
+                try:
+                    self._launch_all()
+                finally:
+                    graph.capture_end()
+            except Exception:
+                pool.close(self.stream.device_index)
+                raise
+        self._graph = graph
 
 
 def one_launch(runner: Runner, stream: torch.cuda.Stream) -> float:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -20,12 +19,12 @@ from slidesparse.bench.attention.record import AttentionRow, Kind, LeftOut, Sust
 from slidesparse.bench.fault import DeviceLost, guard
 from slidesparse.bench.linear.case import count_sets
 from slidesparse.bench.on_device import OnDevice
-from slidesparse.bench.race import PooledRunner, PooledTimed, Time, race
+from slidesparse.bench.race import Time, race
 from slidesparse.bench.watch import Watch
 from slidesparse.counters import GpmSampler
 from slidesparse.devices import Device
 from slidesparse.tensors import TORCH_DTYPES
-from slidesparse.timing import CpuTimed, Timed
+from slidesparse.timing import CpuTimed, GpuTimed, GraphPool, Runner, Timed
 from slidesparse.worker import first_line
 
 ROUNDS, FEWEST_ROUNDS = 21, 7
@@ -98,7 +97,7 @@ class AttentionBench(OnDevice):
             for backend in self._backends:
                 yield LeftOut(problem, backend.name, Kind.MEMORY, first_line(error))
             return
-        pool = torch.cuda.graph_pool_handle() if self._stream is not None else None
+        pool = GraphPool()
         ready: list[_Entrant] = []
         for backend in self._backends:
             say(f"{problem}: {backend.name}")
@@ -143,7 +142,7 @@ class AttentionBench(OnDevice):
         backend: Backend,
         sets: Sequence[Operands],
         checker: Checker,
-        pool: Any,
+        pool: GraphPool,
     ) -> _Entrant | LeftOut:
         """Verify a backend and make it ready to race, or say why it cannot."""
         kind, reason = Kind.REFUSED, ""
@@ -176,7 +175,7 @@ class AttentionBench(OnDevice):
         way: Way,
         sets: Sequence[Operands],
         checker: Checker,
-        pool: Any,
+        pool: GraphPool,
     ) -> _Entrant:
         mine = [way.prepare(each) for each in sets]
         self._poison(problem)
@@ -199,8 +198,10 @@ class AttentionBench(OnDevice):
         shape = (problem.batch, problem.heads, problem.seq, problem.head_dim)
         torch.full(shape, float("nan"), dtype=TORCH_DTYPES[problem.dtype], device=self._where)
 
-    def _timed(self, launch: Callable[[int, int], torch.Tensor], sets: int, pool: Any) -> Timed:
-        runner = PooledRunner(launch, makes_output=True, pool=pool)
+    def _timed(
+        self, launch: Callable[[int, int], torch.Tensor], sets: int, pool: GraphPool
+    ) -> Timed:
+        runner = Runner(launch, makes_output=True, pool=pool)
         if self._stream is None:
             return CpuTimed(runner)
         return _RoomyTimed.make(runner, sets, self._stream, float("inf"))[0]
@@ -246,7 +247,7 @@ class AttentionBench(OnDevice):
             )
 
 
-class _RoomyTimed(PooledTimed):
+class _RoomyTimed(GpuTimed):
     """Captures with the memory that torch only keeps for later given back."""
 
     def _capture(self) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
@@ -27,12 +26,12 @@ from slidesparse.bench.linear.case import (
 from slidesparse.bench.linear.record import LinearRow, LinearTime, SkippedLinear, Ways, WayTime
 from slidesparse.bench.linear.torch_ways import Linear, TorchWays, quiet
 from slidesparse.bench.on_device import OnDevice
-from slidesparse.bench.race import PooledRunner, PooledTimed, Time, race
+from slidesparse.bench.race import Time, race
 from slidesparse.devices import Device
 from slidesparse.models import LinearLayer
 from slidesparse.pattern import Pattern
 from slidesparse.problem import DType, GemmProblem, Scales
-from slidesparse.timing import CpuTimed, Timed
+from slidesparse.timing import CpuTimed, GpuTimed, GraphPool, Runner, Timed
 
 ROUNDS, FEWEST_ROUNDS = 21, 7
 RACE_US = 5e5
@@ -171,7 +170,7 @@ class LinearBench(OnDevice):
             return _skipped(layer, dtype, weights[0].pattern, tokens, named(error))
 
     def _race_all(self, case: LinearCase, weights: Sequence[Weights], ways: TorchWays) -> Measured:
-        pool = torch.cuda.graph_pool_handle() if self._stream is not None else None
+        pool = GraphPool()
         ours = [self._ours(case, it, pool) for it in weights]
         how, theirs, settled = self._theirs(case, weights, ways, pool)
         ready = [it for it in (*ours, *theirs) if isinstance(it, _Entrant)]
@@ -187,7 +186,7 @@ class LinearBench(OnDevice):
             rows[place] = replace(rows[place], torch=found, torch_how=how if found else "")
         return Measured(tuple(rows), settled)
 
-    def _ours(self, case: LinearCase, it: Weights, pool: Any) -> _Entrant | str:
+    def _ours(self, case: LinearCase, it: Weights, pool: GraphPool) -> _Entrant | str:
         if it.error:
             return it.error
 
@@ -203,7 +202,7 @@ class LinearBench(OnDevice):
         case: LinearCase,
         weights: Sequence[Weights],
         ways: TorchWays,
-        pool: Any,
+        pool: GraphPool,
     ) -> tuple[str, list[_Entrant | str], Ways]:
         """Torch's fastest way on the weights of every pattern, and what its ways took."""
         first, found = weights[0], []
@@ -236,7 +235,7 @@ class LinearBench(OnDevice):
         it: Weights,
         label: str,
         make: Callable[[], Run],
-        pool: Any,
+        pool: GraphPool,
     ) -> _Entrant | str:
         """Verify a linear and make it ready to race, or say why it cannot."""
         where = f"{case.dtype} {case.layer.name} M={case.tokens}: {label}"
@@ -271,11 +270,11 @@ class LinearBench(OnDevice):
         self._wait()
         return found.error
 
-    def _timed(self, case: LinearCase, run: Run, pool: Any) -> Timed:
-        runner = PooledRunner(lambda index, stream: run(index), makes_output=True, pool=pool)
+    def _timed(self, case: LinearCase, run: Run, pool: GraphPool) -> Timed:
+        runner = Runner(lambda index, stream: run(index), makes_output=True, pool=pool)
         if self._stream is None:
             return CpuTimed(runner)
-        return PooledTimed.make(runner, len(case.xs), self._stream, float("inf"))[0]
+        return GpuTimed.make(runner, len(case.xs), self._stream, float("inf"))[0]
 
 
 def _torchs(case: LinearCase, it: Weights, make: Callable[[], Linear]) -> Callable[[], Run]:

@@ -15,11 +15,10 @@ from typing import Any
 import torch
 
 from slidesparse.bench.kernel_kinds import kernel_times, shares
-from slidesparse.bench.race import PooledRunner, PooledTimed
 from slidesparse.bench.sweep.job import Mode
 from slidesparse.bench.watch import Watch, Watched
 from slidesparse.devices import Device
-from slidesparse.timing import CpuTimed, Runner, Timed
+from slidesparse.timing import CpuTimed, GpuTimed, Runner, Timed
 
 WARM_US = 1e6
 """Of running before the first sample, on a GPU."""
@@ -94,8 +93,8 @@ def prepare(step: Step, mode: Mode, stream: torch.cuda.Stream | None) -> Timed:
         return EagerTimed(step, stream)
     # What ran eagerly keeps memory that the graph's own pool cannot use.
     torch.cuda.empty_cache()
-    runner = PooledRunner(lambda index, handle: step(), makes_output=True)
-    return PooledTimed.make(runner, 1, stream, float("inf"))[0]
+    runner = Runner(lambda index, handle: step(), makes_output=True)
+    return GpuTimed.make(runner, 1, stream, float("inf"))[0]
 
 
 def sample(timed: Timed, repeats: int, device: Device) -> StepTime:

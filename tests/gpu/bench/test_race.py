@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from slidesparse.bench.race import PooledRunner, PooledTimed
+from slidesparse.timing import GpuTimed, GraphPool, Runner
 
 SIZE = 1 << 20
 
@@ -21,10 +21,9 @@ def stream(gpu) -> Iterator[torch.cuda.Stream]:
     torch.cuda.empty_cache()
 
 
-def timed(launch: Any, stream: torch.cuda.Stream, pool: Any) -> PooledTimed:
-    runner = PooledRunner(lambda index, handle: launch(), makes_output=True, pool=pool)
-    made, first = PooledTimed.make(runner, 1, stream, float("inf"))
-    assert isinstance(made, PooledTimed)
+def timed(launch: Any, stream: torch.cuda.Stream, pool: GraphPool | None) -> GpuTimed:
+    runner = Runner(lambda index, handle: launch(), makes_output=True, pool=pool)
+    made, first = GpuTimed.make(runner, 1, stream, float("inf"))
     assert first > 0
     return made
 
@@ -48,12 +47,13 @@ def throws_in_the_middle() -> torch.Tensor:
     return out
 
 
+@pytest.mark.parametrize("shares", [True, False], ids=["shared", "own"])
 @pytest.mark.parametrize(
     ("launch", "error"), [(waits_in_the_middle, RuntimeError), (throws_in_the_middle, OurOwn)]
 )
-def test_a_pool_takes_captures_after_one_that_was_refused(stream, launch, error):
+def test_captures_go_on_after_one_that_was_refused(stream, launch, error, shares):
     """A capture that the driver refused stays open in torch before 2.12."""
-    pool = torch.cuda.graph_pool_handle()
+    pool = GraphPool() if shares else None
     kept: list[torch.Tensor] = []
 
     def fills() -> torch.Tensor:
