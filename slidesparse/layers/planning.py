@@ -31,6 +31,10 @@ FASTEST, SMALLEST = "fastest", "smallest"
 MEMORY_FORMATS = (FASTEST, SMALLEST)
 """fastest: each form of the weight that some step reads; smallest: one, packed if that serves."""
 
+SETTLED = 4096
+"""From so many tokens on the GPU is full: what a pattern's race found there says more about larger
+M than a race without the pattern's ways."""
+
 _warned: set[str] = set()
 
 
@@ -219,7 +223,8 @@ def _results(shape: LayerShape, cache: TuningCache) -> list[ProblemResult]:
     """Results of the layer: of its pattern, whose races hold the dense ways too, else dense ones.
 
     A result without the bias, or for another 16-bit output, is better than none: what is fastest
-    hardly depends on them, and a way that cannot do them is left out.
+    hardly depends on them, and a way that cannot do them is left out. Dense results of more tokens
+    than the pattern was raced at do not count where its last race was of SETTLED or more.
     """
     matching = [
         hit.result
@@ -241,7 +246,8 @@ def _results(shape: LayerShape, cache: TuningCache) -> list[ProblemResult]:
     best: dict[int, ProblemResult] = {}
     for result in sorted(matching, key=distance):
         best.setdefault(bucket_m(result.problem.m), result)
-    return list(best.values())
+    last = max((b for b, it in best.items() if it.problem.pattern == shape.pattern), default=0)
+    return [it for bucket, it in best.items() if not SETTLED <= last < bucket]
 
 
 def _runnable(result: ProblemResult, plan: LayerPlan, sm: int) -> Iterator[Measurement]:

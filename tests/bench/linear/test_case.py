@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from slidesparse.bench.linear.case import LinearCase, count_sets, make_weights
+from slidesparse.bench.linear.case import LinearCase, count_sets, make_weights, without_ties
 from slidesparse.kernels.case import MOST_SETS
 from slidesparse.models import LinearLayer
 from slidesparse.pattern import DENSE, Pattern
 from slidesparse.problem import DType, Scales
 from slidesparse.slide import detect_pattern
+from slidesparse.tensors import TOP, TORCH_DTYPES
 
 CPU = torch.device("cpu")
 LAYER = LinearLayer("o", 48, 80, 2, bias=True)
@@ -99,6 +100,32 @@ def test_the_reference_is_the_product_of_what_was_quantised(seed: int) -> None:
     want = x @ w.t() + it.bias.double()
     # Against unquantised activations only their rounding is left: one part in 254 of the largest.
     assert float((case.reference(weights) - want).norm() / want.norm()) < 0.02
+
+
+@pytest.mark.parametrize("dtype", [DType.FP8, DType.INT8])
+def test_activations_quantise_alike_however_the_last_bit_is_rounded(
+    dtype: DType, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randn((512, 512), generator=generator, dtype=torch.bfloat16)
+
+    def flips(x: torch.Tensor) -> int:
+        rows, top = x.double(), TOP[dtype]
+        scaled = rows * (top / rows.abs().amax(dim=1, keepdim=True))
+        lower, upper = ((scaled * (1 + off)).clamp(-top, top) for off in (-1e-6, 1e-6))
+        if dtype is DType.INT8:
+            lower, upper = lower.round(), upper.round()
+        kind = TORCH_DTYPES[dtype]
+        return int((lower.float().to(kind).float() != upper.float().to(kind).float()).sum())
+
+    assert flips(drawn) > 0
+    mended = without_ties(drawn)
+    assert flips(mended) == 0
+    # They stay what a model has: few move, by one bit of BF16 or to zero.
+    moved = mended != drawn
+    assert 0 < float(moved.float().mean()) < 0.01
+    ratios = mended[moved].float() / drawn[moved].float()
+    assert bool(((ratios == 0) | ((ratios - 1).abs() <= 2**-7)).all())
 
 
 def test_a_routed_expert_sees_its_share_of_the_tokens(seed: int) -> None:

@@ -26,7 +26,7 @@ from layer_plans import (
 from slidesparse.candidate import Candidate
 from slidesparse.kernel_problem import bucket_k
 from slidesparse.layers import LayerPlan, plan_layer
-from slidesparse.layers.planning import LayerShape, Timed, _faster
+from slidesparse.layers.planning import SETTLED, LayerShape, Timed, _faster
 from slidesparse.pattern import DENSE, Pattern
 from slidesparse.problem import DType, Scales
 
@@ -215,6 +215,14 @@ class TestResults:
             race(dense, 64, {CUBLASLT: 2.0}),
         )
         assert steps_of(made) == [(16, NATIVE), (64, CUBLASLT)]
+
+    @pytest.mark.parametrize("last", [SETTLED // 2, SETTLED])
+    def test_dense_races_past_the_patterns_own_last_large_one_do_not_count(self, hopper, last):
+        """A search for 65,536 tokens that its budget ended before the sparse problems."""
+        larger = race(FP8._replace(pattern=DENSE), 4 * SETTLED, {CUBLASLT: 1.0})
+        made = planned(FP8, hopper, race(FP8, last, {NATIVE: 6.0, SCALED_MM: 8.0}), larger)
+        beyond = [] if last == SETTLED else [(4 * SETTLED, CUBLASLT)]
+        assert steps_of(made) == [(last, NATIVE), *beyond]
 
     def test_a_dense_layer_uses_dense_results_only(self, hopper):
         dense = FP8._replace(pattern=DENSE)
