@@ -32,8 +32,7 @@ MEMORY_FORMATS = (FASTEST, SMALLEST)
 """fastest: each form of the weight that some step reads; smallest: one, packed if that serves."""
 
 SETTLED = 4096
-"""From so many tokens on the GPU is full: what a pattern's race found there says more about larger
-M than a race without the pattern's ways."""
+"""From so many tokens on the GPU is full: sparse that wins there wins at larger M, too."""
 
 _warned: set[str] = set()
 
@@ -206,25 +205,35 @@ def _merged(steps: list[Step]) -> Iterator[Step]:
 def _by_bucket(
     shape: LayerShape, cache: TuningCache, sm: int, default: LayerPlan
 ) -> dict[int, tuple[Timed, ...]]:
-    """What was measured of ways that run here, by M bucket."""
+    """What was measured of ways that run here, by M bucket.
+
+    Past the pattern's own last race, if that was of SETTLED tokens or more and something sparse
+    won it, races of dense ways alone do not count.
+    """
     found: dict[int, dict[str, Timed]] = {}
+    own = []
     for result in _results(shape, cache):
         bucket = bucket_m(result.problem.m)
+        if result.problem.pattern == shape.pattern:
+            own.append(bucket)
         ways = found.setdefault(bucket, {})
         for measurement in _runnable(result, default, sm):
             candidate = measurement.candidate
             extra = _quantise_us(shape, cache, bucket, candidate.sparse)
             timed = Timed(candidate, measurement.median_us + extra, measurement.spread_us)
             ways.setdefault(candidate.key, timed)
-    return {bucket: tuple(ways.values()) for bucket, ways in found.items() if ways}
+    measured = {bucket: tuple(ways.values()) for bucket, ways in found.items() if ways}
+    last = max(filter(measured.get, own), default=0)
+    if last >= SETTLED and _faster(measured[last]).sparse:
+        return {bucket: ways for bucket, ways in measured.items() if bucket <= last}
+    return measured
 
 
 def _results(shape: LayerShape, cache: TuningCache) -> list[ProblemResult]:
     """Results of the layer: of its pattern, whose races hold the dense ways too, else dense ones.
 
     A result without the bias, or for another 16-bit output, is better than none: what is fastest
-    hardly depends on them, and a way that cannot do them is left out. Dense results of more tokens
-    than the pattern was raced at do not count where its last race was of SETTLED or more.
+    hardly depends on them, and a way that cannot do them is left out.
     """
     matching = [
         hit.result
@@ -246,8 +255,7 @@ def _results(shape: LayerShape, cache: TuningCache) -> list[ProblemResult]:
     best: dict[int, ProblemResult] = {}
     for result in sorted(matching, key=distance):
         best.setdefault(bucket_m(result.problem.m), result)
-    last = max((b for b, it in best.items() if it.problem.pattern == shape.pattern), default=0)
-    return [it for bucket, it in best.items() if not SETTLED <= last < bucket]
+    return list(best.values())
 
 
 def _runnable(result: ProblemResult, plan: LayerPlan, sm: int) -> Iterator[Measurement]:

@@ -216,13 +216,18 @@ class TestResults:
         )
         assert steps_of(made) == [(16, NATIVE), (64, CUBLASLT)]
 
-    @pytest.mark.parametrize("last", [SETTLED // 2, SETTLED])
-    def test_dense_races_past_the_patterns_own_last_large_one_do_not_count(self, hopper, last):
+    @pytest.mark.parametrize(
+        ("last", "sparse_us", "counts"),
+        [(SETTLED, 6.0, False), (SETTLED, 9.0, True), (SETTLED // 2, 6.0, True)],
+        ids=["sparse won", "dense won", "too few tokens"],
+    )
+    def test_dense_races_past_a_large_one_that_sparse_won(self, hopper, last, sparse_us, counts):
         """A search for 65,536 tokens that its budget ended before the sparse problems."""
-        larger = race(FP8._replace(pattern=DENSE), 4 * SETTLED, {CUBLASLT: 1.0})
-        made = planned(FP8, hopper, race(FP8, last, {NATIVE: 6.0, SCALED_MM: 8.0}), larger)
-        beyond = [] if last == SETTLED else [(4 * SETTLED, CUBLASLT)]
-        assert steps_of(made) == [(last, NATIVE), *beyond]
+        own = race(FP8, last, {NATIVE: sparse_us, SCALED_MM: 8.0})
+        dense = race(FP8._replace(pattern=DENSE), 4 * SETTLED, {CUBLASLT: 1.0})
+        made = planned(FP8, hopper, own, dense)
+        won = NATIVE if sparse_us < 8.0 else SCALED_MM
+        assert steps_of(made) == [(last, won), *([(4 * SETTLED, CUBLASLT)] if counts else [])]
 
     def test_a_dense_layer_uses_dense_results_only(self, hopper):
         dense = FP8._replace(pattern=DENSE)
