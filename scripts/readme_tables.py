@@ -8,7 +8,8 @@ NAME is of a result file. Its beginning says what is made of it: "output-" what 
 "kernels" the kernels around the GEMM, "native_" how the native GEMM did against dense and against
 the other sparse backends (and, ending in "_decode", the bandwidth it reached), "linear" whole
 linears against torch's (linear by linear after "every-"), "accuracy" perplexities and, after
-"details-", all that was measured with them; "attention" the backends of attention, which may be
+"details-", all that was measured with them; "allocation-" what a choice of patterns costs beside
+uniform ones; "attention" the backends of attention, which may be
 missing and then says so; "counters-" a load with document B's rows beside it, or these alone as
 long as there is no result file; all else the totals of a search. "efforts" is made of
 all effort-*.json.
@@ -25,6 +26,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from slidesparse.bench.accuracy.record import read_json as read_accuracy
+from slidesparse.bench.allocation.record import AllocationRecord
+from slidesparse.bench.allocation.record import read_json as read_allocation
 from slidesparse.bench.attention.record import read_json as read_attention
 from slidesparse.bench.counters.published import beside_published, published_alone
 from slidesparse.bench.counters.record import read_json as read_counters
@@ -36,6 +39,7 @@ from slidesparse.bench.search.effort_record import read_json as read_efforts
 from slidesparse.bench.search.record import SearchRecord, read_json
 from slidesparse.bench.search.totals import dense_total, patterns_of, planned_total, totals
 from slidesparse.candidate import Measurement, ProblemResult
+from slidesparse.cli.allocate_table import notes
 from slidesparse.cli.attention_text import NOT_YET, markdown
 from slidesparse.cli.bench_table import verdict
 from slidesparse.cli.eval_table import details, summary
@@ -55,6 +59,7 @@ PAGES = (
     "docs/accuracy.md",
     "docs/linear.md",
     "docs/counters.md",
+    "docs/allocation.md",
     "docs/attention.md",
 )
 RESULTS = ROOT / "bench" / "results" / "nvidia-h200"
@@ -352,6 +357,28 @@ def every_linear(record: LinearRecord) -> str:
     return "\n\n".join(parts)
 
 
+def allocation(record: AllocationRecord) -> str:
+    """Chosen and uniform patterns, and whether the choice beats them."""
+    lines = [
+        "| | GEMMs, ms | speedup | zeros | predicted, nats | measured, nats | perplexity |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in record.outcomes:
+        measured = f"{row.increase:+.4f} +- {row.error:.4f}"
+        cells = (
+            *(row.name, f"{row.us / 1e3:.3f}", f"{row.speedup:.3f}", f"{100 * row.zeros:.1f} %"),
+            *(f"{row.predicted:+.4f}", measured, f"{row.perplexity:.2f}"),
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    parts = ["\n".join(lines), "\n".join(f"* {verdict}" for verdict in record.verdicts)]
+    parts.append(
+        f"{' '.join(notes(record))} {record.model}, {record.fingerprint.name}; "
+        f"{sum(record.seconds.values()):.0f} s on {record.created[:10]} "
+        f"(commit {record.commit[:12]})."
+    )
+    return "\n\n".join(parts)
+
+
 def attention(path: Path) -> str:
     """The backends of attention, or how to measure them where nobody has."""
     if not path.is_file():
@@ -380,6 +407,8 @@ def render(text: str) -> str:
             made = summary(read_accuracy(RESULTS / f"{name}.json"))
         elif name.startswith("details-"):
             made = details(read_accuracy(RESULTS / f"{name.removeprefix('details-')}.json"))
+        elif name.startswith("allocation-"):
+            made = allocation(read_allocation(RESULTS / f"{name}.json"))
         elif name.startswith("attention"):
             made = attention(RESULTS / f"{name}.json")
         elif name.startswith("counters-"):

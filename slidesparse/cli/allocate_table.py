@@ -18,7 +18,7 @@ def print_allocation(record: AllocationRecord, console: Console) -> None:
     """Print both tables and what has to be known to read them."""
     console.print(choice_table(record))
     console.print(outcome_table(record))
-    for line in (*_notes(record), *record.verdicts):
+    for line in (*notes(record), *record.verdicts):
         console.print(line, soft_wrap=True, markup=False)
 
 
@@ -75,7 +75,8 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _notes(record: AllocationRecord) -> list[str]:
+def notes(record: AllocationRecord) -> list[str]:
+    """What has to be known to read the tables, a sentence or two each."""
     settings = record.settings
     sources = ", ".join(f"{count} {source}" for source, count in record.provenance.items())
     lines = [

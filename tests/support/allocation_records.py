@@ -23,7 +23,10 @@ def make_record() -> AllocationRecord:
     return AllocationRecord(
         model="tiny",
         fingerprint=Fingerprint("NVIDIA H200", 90, 132, 143156, "580.1", "13.1.0", "0.8.1"),
-        settings={"m": ["64"], "target_speedup": 1.15, "keep": ["lm_head"]},
+        settings={
+            **{"m": ["64"], "target_speedup": 1.15, "keep": ["lm_head"]},
+            **{"method": "sparsegpt", "held_out_tokens": 2048},
+        },
         seconds={"load": 1.5},
         gemm="fp8_e4m3 -> bf16, scales rowcol",
         provenance={"cached": 2},
