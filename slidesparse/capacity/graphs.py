@@ -5,26 +5,35 @@ from __future__ import annotations
 from slidesparse.candidate import Provenance
 from slidesparse.capacity.figure import Part
 from slidesparse.capacity.settings import Settings
+from slidesparse.capacity.weights import FLOAT
 
 MIB = 2**20
+
+LOGITS = FLOAT + 4
+"""Bytes of one logit and its float32 copy."""
 
 LARGEST_GRAPH = 512
 """vLLM captures batches up to min(2 x max_num_seqs, 512) (config/vllm.py, _set_cudagraph_sizes)."""
 
-PIECE_BYTES = 160 << 10
-"""Of one layer's piece in one piecewise graph: kernel nodes and their arguments in the driver."""
+PIECE_BYTES = 126 << 10
+"""Of one layer's piece in one piecewise graph: kernel nodes and their arguments in the driver.
 
-FULL_BYTES = 64 << 10
+This and FULL_BYTES are fitted to what vLLM 0.25.1 took on an H200 with stock FP8 and INT8 linears:
+1,068 MiB for Qwen2.5-7B, 1,022 for Llama-3.1-8B (both 256 sequences), 818 for Qwen2.5-14B (128)."""
+
+FULL_BYTES = 436 << 10
 """Of one layer in one full graph, which only decode batches have."""
 
-NON_TORCH = 160 * MIB
-"""What libraries load and allocate during vLLM's profile: modules of kernels, handles."""
+NON_TORCH = 230 * MIB
+"""What libraries load and allocate during vLLM's profile: modules of kernels, handles. On an H200
+with vLLM 0.25.1 it was 230.0 to 230.1 MiB for three models."""
 
 NON_TORCH_RANKS = 256 * MIB
 """The same with several ranks: buffers of the all-reduce besides."""
 
-CONTEXT = 560 * MIB
-"""A CUDA context with the kernels of torch, which exists before vLLM's first look at the memory."""
+CONTEXT = 527 * MIB
+"""A CUDA context with the kernels of torch, which exists before vLLM's first look at the memory:
+526.8 MiB on an H200 with torch 2.11."""
 
 NCCL = 512 * MIB
 """Communicators of NCCL per rank, likewise from before."""
@@ -46,7 +55,7 @@ def graph_part(settings: Settings) -> Part:
     """Memory of the captured graphs.
 
     Each size is captured in pieces between attention layers, decode batches also whole; all share
-    one pool of activations for the largest.
+    one pool of activations for the largest, and its logits with their float32 copy are kept too.
     """
     sizes = graph_sizes(settings)
     spec = settings.spec
@@ -55,7 +64,7 @@ def graph_part(settings: Settings) -> Part:
     decode = [size for size in sizes if size <= settings.max_seqs]
     nodes = spec.layers * (PIECE_BYTES * len(sizes) + FULL_BYTES * len(decode))
     widest = max(layer.n for layer in spec.linears(settings.tp))
-    pool = sizes[-1] * 2 * (widest + 4 * spec.hidden)
+    pool = sizes[-1] * (FLOAT * (widest + 4 * spec.hidden) + LOGITS * spec.vocab)
     how = f"{len(sizes)} sizes up to {sizes[-1]}, piecewise, {len(decode)} of them whole"
     return Part("CUDA graphs", nodes + pool, Provenance.ESTIMATED, how)
 

@@ -32,7 +32,7 @@ def test_the_example_of_the_documentation(make_settings: Make) -> None:
     changes = {"max_seqs": 256, "context": 49152, "batch": 32, "quant": Quant.AWQ}
     assert options(make_settings("qwen3-14b", "h100-80gb", **changes)) == {
         "sequences": "--batch 8",
-        "context": "--context 12432",
+        "context": "--context 12416",
         "KV dtype + sequences": "--kv-dtype fp8 --batch 16",
         "tensor parallel": "--tp 4",
     }

@@ -51,8 +51,8 @@ def test_the_example_of_the_documentation(make_settings: Make) -> None:
     assert plan.starts
     assert plan.sequences == 8
     assert plan.verdict == (
-        "does not fit: 179.23 GiB too much, 250.49 GiB of 71.26 GiB (0.9 of H100 SXM 80 GB), "
-        "351.5 %"
+        "does not fit: 179.30 GiB too much, 250.56 GiB of 71.26 GiB (0.9 of H100 SXM 80 GB), "
+        "351.6 %"
     )
 
 
