@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from slidesparse.bench.report.format import cleaned
+from slidesparse.bench.report.labels import spread
 from slidesparse.bench.report.svg import bar_id, for_page, marks_id
 from slidesparse.bench.report.view import BarChart, Chart, LineChart, Mark, Series
 from slidesparse.errors import UsageError
@@ -63,9 +64,12 @@ class Drawing:
         from matplotlib.layout_engine import ConstrainedLayoutEngine
 
         with _settings():
-            self._figure = _figure(chart)
+            self._figure, labels = _figure(chart)
             # Once for both forms: saving would do it, and draw everything once more, for each.
             ConstrainedLayoutEngine().execute(self._figure)
+            if isinstance(chart, LineChart) and labels:
+                marks = [(mark.x, mark.y) for it in chart.series for mark in it.marks]
+                spread(self._figure, labels, marks)
 
     def svg(self) -> str:
         """As an element of an HTML page.
@@ -125,7 +129,8 @@ def _settings() -> Iterator[None]:
         yield
 
 
-def _figure(chart: Chart) -> Any:
+def _figure(chart: Chart) -> tuple[Any, list[Any]]:
+    """The figure, and the labels of its marks."""
     from matplotlib.figure import Figure
 
     bars = isinstance(chart, BarChart)
@@ -139,10 +144,11 @@ def _figure(chart: Chart) -> Any:
         spine.set_color(PALETTE["muted"])
     place.grid(axis="x" if bars else "both", color=PALETTE["grid"], linewidth=0.6)
     place.set_axisbelow(True)
+    labels = []
     if isinstance(chart, BarChart):
         _draw_bars(place, chart)
     else:
-        _draw_lines(place, chart)
+        labels = _draw_lines(place, chart)
     handles, names = place.get_legend_handles_labels()
     if names:
         figure.legend(
@@ -155,7 +161,7 @@ def _figure(chart: Chart) -> Any:
             handlelength=1.8,
             columnspacing=1.2,
         )
-    return figure
+    return figure, labels
 
 
 def _columns(names: Sequence[str]) -> int:
@@ -164,7 +170,7 @@ def _columns(names: Sequence[str]) -> int:
     return len(names) if sum(len(name) + 8 for name in names) <= LETTERS else 3
 
 
-def _draw_lines(place: Any, chart: LineChart) -> None:
+def _draw_lines(place: Any, chart: LineChart) -> list[Any]:
     for guide in chart.guides:
         xs, ys = zip(*guide.points, strict=True)
         style = (0, (4, 3)) if guide.dashed else "-"
@@ -182,15 +188,17 @@ def _draw_lines(place: Any, chart: LineChart) -> None:
             )
     if chart.y.level is not None:
         place.axhline(chart.y.level, color=PALETTE["muted"], linewidth=1.0, zorder=1)
+    labels = []
     for index, series in enumerate(chart.series):
-        _draw_series(place, series, index)
+        labels += _draw_series(place, series, index)
     _bound_names(place, chart)
     _scales(place, chart)
     for axis, name in ((place.xaxis, chart.x.name), (place.yaxis, chart.y.name)):
         axis.set_label_text(name, color=PALETTE["ink"])
+    return labels
 
 
-def _draw_series(place: Any, series: Series, index: int) -> None:
+def _draw_series(place: Any, series: Series, index: int) -> list[Any]:
     colour, look = PALETTE[series.look.hue], series.look
     if series.bound is not None:
         place.axhline(series.bound, color=colour, linewidth=1.0, linestyle=(0, (1, 2)), zorder=1.2)
@@ -202,8 +210,7 @@ def _draw_series(place: Any, series: Series, index: int) -> None:
     if series.line:
         xs, ys = [mark.x for mark in series.marks], [mark.y for mark in series.marks]
         place.plot(xs, ys, color=colour, linewidth=width, zorder=2)
-    for mark in series.marks:
-        _draw_beside(place, mark, colour)
+    labels = [_draw_beside(place, mark, colour) for mark in series.marks]
     for hollow in (False, True):
         these = [mark for mark in series.marks if mark.hollow is hollow]
         place.plot(
@@ -216,22 +223,24 @@ def _draw_series(place: Any, series: Series, index: int) -> None:
             gid=marks_id(index, hollow),
             **style,
         )
+    return [label for label in labels if label is not None]
 
 
-def _draw_beside(place: Any, mark: Mark, colour: str) -> None:
-    """The error bar and the label of a mark."""
+def _draw_beside(place: Any, mark: Mark, colour: str) -> Any:
+    """The error bar of a mark, and its label, which is returned."""
     if mark.error:
         ends = [mark.y - mark.error, mark.y + mark.error]
         place.plot([mark.x, mark.x], ends, color=colour, linewidth=1.0, zorder=2.5)
-    if mark.label:
-        place.annotate(
-            cleaned(mark.label),
-            (mark.x, mark.y),
-            xytext=(5, 4),
-            textcoords="offset points",
-            fontsize=9,
-            color=PALETTE["ink"],
-        )
+    if not mark.label:
+        return None
+    return place.annotate(
+        cleaned(mark.label),
+        (mark.x, mark.y),
+        xytext=(5, 4),
+        textcoords="offset points",
+        fontsize=9,
+        color=PALETTE["ink"],
+    )
 
 
 def _bound_names(place: Any, chart: LineChart) -> None:
@@ -261,6 +270,9 @@ def _scales(place: Any, chart: LineChart) -> None:
         if told.scale == "linear":
             axis.set_major_locator(MaxNLocator(7, steps=[1, 2, 2.5, 5, 10]))
             continue
+        if told.scale == "symlog":
+            _symlog(axis, scale, values)
+            continue
         scale("log", base=2 if told.scale == "log2" else 10)
         axis.set_minor_locator(NullLocator())
         if told.scale == "log2":
@@ -278,6 +290,22 @@ def _scales(place: Any, chart: LineChart) -> None:
             axis.set_major_formatter(lambda value, _: f"{value:,.10g}")
     if chart.y.floor is not None:
         place.set_ylim(bottom=chart.y.floor)
+
+
+def _symlog(axis: Any, scale: Any, values: Sequence[float]) -> None:
+    """Decades from the smallest value on, and zero."""
+    from matplotlib.ticker import NullLocator
+
+    least = min((abs(value) for value in values if value), default=1.0)
+    start = 10.0 ** math.floor(math.log10(least))
+    # The part around zero is half as high as a decade.
+    scale("symlog", linthresh=start, linscale=0.5)
+    decades = math.ceil(math.log10(max(map(abs, values), default=1.0) / start))
+    ticks = [0.0, *(start * 10.0**power for power in range(decades + 1))]
+    if min(values, default=0.0) < 0:
+        ticks.insert(0, -start)
+    axis.set_ticks(ticks, [f"{tick:.10g}" for tick in ticks])
+    axis.set_minor_locator(NullLocator())
 
 
 def _draw_bars(place: Any, chart: BarChart) -> None:

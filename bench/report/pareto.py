@@ -37,6 +37,10 @@ HOW_TO_READ = (
 )
 
 _LOSS = "loss increase, nats per token"
+
+_WIDE = 10.0
+"""Losses that are further apart than this factor are drawn over decades."""
+
 _DENSE_LOOK = Look("ink", "o")
 
 
@@ -146,7 +150,7 @@ def _allocation(file: ResultFile, record: AllocationRecord) -> Group:
         f"{record.model}, allocation, {file.machine}",
         f"Loss increase against speedup of {record.model}. {words}.",
         Axis("speedup of the linears over dense"),
-        Axis(_LOSS, level=0.0),
+        _loss_axis(marks),
         tuple(series),
         (Guide("", frontier(marks), hue="muted", dashed=True),),
     )
@@ -213,19 +217,27 @@ def _accuracy_chart(
         f"{record.model}, {dtype}, loss against speedup",
         f"Loss increase of {record.model} against the speedup of {speed.named}. {words}.",
         Axis(f"speedup, {speed.curves.what} at M={speed.m}", level=1.0),
-        Axis(_LOSS, level=0.0),
+        _loss_axis(every),
         tuple(series),
         (Guide("", frontier(every), hue="muted", dashed=True),),
     )
 
 
+def _loss_axis(marks: Iterable[Mark]) -> Axis:
+    """Of losses: those of magnitude pruning are a hundred times those of the best."""
+    losses = [abs(mark.y) for mark in marks if mark.y]
+    wide = bool(losses) and max(losses) > _WIDE * min(losses)
+    return Axis(_LOSS, "symlog" if wide else "linear", level=0.0)
+
+
 def _accuracy_mark(row: AccuracyRow, speed: Speed) -> Mark | None:
-    value, hollow = 1.0, False
-    if not row.pattern.dense:
-        point = speed.curves.at(row.pattern, speed.m)
-        if point is None:
-            return None
+    point = speed.curves.at(row.pattern, speed.m)
+    if point is not None:
         value, hollow = point.value, not point.clear
+    elif row.pattern.dense:
+        value, hollow = 1.0, False
+    else:
+        return None
     name = str(row.pattern)
     tip = f"{name} {row.method or ''}: {value:.2f}x, loss {row.increase:+.4f} ± {row.error:.4f}"
     tip = tip.replace(" :", ":")

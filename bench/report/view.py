@@ -129,13 +129,14 @@ class Axis:
 
     Args:
         name: with the unit.
-        scale: "linear", "log2" with a tick at every value, or "log10".
+        scale: "linear", "log2" with a tick at every value, "log10", or "symlog": log10 with zero on
+            it, and what is below the smallest value linear.
         level: where a thin line crosses the whole chart, None for nowhere.
         floor: the least value that is shown on the axis that goes up, None for what marks need.
     """
 
     name: str
-    scale: Literal["linear", "log2", "log10"] = "linear"
+    scale: Literal["linear", "log2", "log10", "symlog"] = "linear"
     level: float | None = None
     floor: float | None = None
 
