@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import logging
 import os
@@ -31,6 +32,8 @@ COMMANDS = {
     "doctor": "Say what works on this machine and how to mend what does not.",
     "cache": "Look at, move and check the tuning cache.",
 }
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
@@ -125,12 +128,26 @@ def cli(verbose: int) -> None:
 
 def main() -> None:
     """Entry point of the console script."""
+    if sys.stdout is None:  # Closed by the shell: nobody wants to read.
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for good.
+    code: Any = EXIT_FAILED
     try:
-        cli(prog_name="slidesparse")
-    except SystemExit as end:
-        if end.code == EXIT_INTERRUPTED:
-            # A thread that is still inside a library would abort Python's own way of ending.
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(EXIT_INTERRUPTED)
-        raise
+        try:
+            cli(prog_name="slidesparse")
+        except SystemExit as end:
+            code = end.code
+        sys.stdout.flush()
+    except OSError as error:
+        # Files name themselves in errors of ours: what is left is standard output.
+        if error.errno not in _FULL:
+            raise
+        said = "cannot write to standard output, not all of it was printed"
+        click.echo(f"Error: {said}: {error.strerror}", err=True)
+        code = code or EXIT_FAILED
+        # Python would try it once more at its end, and complain in its own words.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if code == EXIT_INTERRUPTED:
+        # A thread that is still inside a library would abort Python's own way of ending.
+        sys.stderr.flush()
+        os._exit(EXIT_INTERRUPTED)
+    raise SystemExit(code)
