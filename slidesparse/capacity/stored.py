@@ -12,6 +12,7 @@ from typing import Any
 from slidesparse.candidate import Provenance
 from slidesparse.capacity.figure import Part
 from slidesparse.capacity.settings import Quant
+from slidesparse.checkpoint.config import QUANTISATION
 from slidesparse.checkpoint.formats import BITMASK
 from slidesparse.checkpoint.reader import CONFIG_FILE, INDEX_FILE, SINGLE_FILE, CheckpointReader
 from slidesparse.checkpoint.safetensors_file import StoredTensor
@@ -126,7 +127,7 @@ def stored_quant(tensors: tuple[StoredTensor, ...], config: Mapping[str, Any]) -
     known = found[most]
     if known is not None:
         return known
-    said = config.get("quantization_config")
+    said = config.get(QUANTISATION)
     method = said.get("quant_method") if isinstance(said, Mapping) else None
     names = {"awq": Quant.AWQ, "gptq": Quant.GPTQ, "compressed-tensors": Quant.GPTQ}
     if method not in names:
@@ -135,6 +136,49 @@ def stored_quant(tensors: tuple[StoredTensor, ...], config: Mapping[str, Any]) -
             f"known are {', '.join(names)}: name a preset and --quant instead"
         )
     return names[str(method)]
+
+
+def configured_quant(config: Mapping[str, Any], model: str) -> Quant:
+    """How a config.json says that the linears are stored; NONE where it says nothing.
+
+    Args:
+        config: parsed.
+        model: that it is of, for messages.
+
+    Raises:
+        UsageError: it names a form that no plan knows.
+    """
+    said = config.get(QUANTISATION)
+    if not said:
+        return Quant.NONE
+    said = said if isinstance(said, Mapping) else {"quant_method": said}
+    method = said.get("quant_method")
+    found: Quant | None
+    if method == "compressed-tensors":
+        groups = said.get("config_groups") or {}
+        kinds = {_group_quant(group) for group in groups.values()}
+        found = kinds.pop() if len(kinds) == 1 else None
+    else:
+        four = {"awq": Quant.AWQ, "gptq": Quant.GPTQ}
+        bits = said.get("bits", said.get("w_bit", 4))
+        found = four.get(str(method)) if bits == 4 else None
+        found = Quant.FP8 if method == "fp8" else found
+    if found is None:
+        raise UsageError(
+            f"the {CONFIG_FILE} of {model} names the quantisation {method!r} in a form that no "
+            "plan knows; name the nearest with --quant: awq, gptq, fp8, int8 or none"
+        )
+    return found
+
+
+def _group_quant(group: Any) -> Quant | None:
+    """Of one group of compressed-tensors."""
+    weights = group.get("weights") if isinstance(group, Mapping) else None
+    if not isinstance(weights, Mapping):
+        return None
+    kinds: dict[tuple[Any, Any], Quant]
+    kinds = {(8, "float"): Quant.FP8, (8, "int"): Quant.INT8, (4, "int"): Quant.GPTQ}
+    return kinds.get((weights.get("num_bits"), weights.get("type")))
 
 
 def _group(name: str) -> str:

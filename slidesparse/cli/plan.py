@@ -56,8 +56,8 @@ def command(
     --from and --to two plans stand side by side; options beside them count for both.
     """
     options = {name.replace("_", "-"): value for name, value in chosen.items()}
-    if gpus and json_path is not None:
-        raise UsageError("--gpus writes no result file; leave --json out")
+    if gpus:
+        _check_table(options, json_path, check, current, proposed)
     check_outputs(json_path, None)
     if gpus:
         from slidesparse.cli.console import make_console
@@ -86,6 +86,26 @@ def command(
         write_json(record.stamped(), json_path)
     if not record.plans[-1].fits:
         raise SystemExit(EXIT_NO_FIT)
+
+
+def _check_table(
+    options: Mapping[str, Any],
+    json_path: Path | None,
+    check: bool,
+    current: Path | None,
+    proposed: Path | None,
+) -> None:
+    """Refuse what --gpus would ignore.
+
+    Raises:
+        UsageError: names it.
+    """
+    if json_path is not None:
+        raise UsageError("--gpus writes no result file; leave --json out")
+    beside = {"check": check or None, "from": current, "to": proposed, **options, "gpu": None}
+    named = [f"--{name}" for name, value in beside.items() if value is not None]
+    if named:
+        raise UsageError(f"--gpus shows the GPU table and plans nothing; leave {named[0]} out")
 
 
 def _asked(

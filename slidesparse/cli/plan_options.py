@@ -17,10 +17,15 @@ from slidesparse.capacity.settings import (
     parse_kv_dtype,
     parse_quant,
 )
-from slidesparse.capacity.stored import StoredWeights, has_weights, read_stored
+from slidesparse.capacity.stored import (
+    StoredWeights,
+    configured_quant,
+    has_weights,
+    read_stored,
+)
 from slidesparse.errors import UsageError, reason_of
 from slidesparse.gpus import GpuSpec, find_gpu, gpu_keys, gpu_of
-from slidesparse.models import ModelSpec, load_model
+from slidesparse.models import ModelSpec, load_model, model_config
 from slidesparse.pattern import Pattern
 
 if TYPE_CHECKING:
@@ -124,7 +129,7 @@ def resolve(name: str, options: Mapping[str, Any]) -> Asked:
         raise UsageError("no model is named; use --model, such as --model qwen3-14b")
     spec, gpu = load_model(str(said["model"])), _gpu(str(said["gpu"]))
     stored = _stored(str(said["model"]))
-    quant = _quant(said["quant"], stored)
+    quant = _quant(said["quant"], stored, str(said["model"]))
     # Not by "or": a zero was said and has to be refused.
     said["context"] = _context(spec) if said["context"] is None else said["context"]
     if said["batched-tokens"] is None:
@@ -182,10 +187,10 @@ def _stored(model: str) -> StoredWeights | None:
     return read_stored(folder) if folder.is_dir() and has_weights(folder) else None
 
 
-def _quant(text: object, stored: StoredWeights | None) -> Quant:
+def _quant(text: object, stored: StoredWeights | None, model: str) -> Quant:
     if text is not None:
         return parse_quant(str(text))
-    return stored.quant if stored is not None else Quant.NONE
+    return stored.quant if stored is not None else configured_quant(model_config(model), model)
 
 
 def _context(spec: ModelSpec) -> int:

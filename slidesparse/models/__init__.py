@@ -11,7 +11,7 @@ Contents:
 
 from slidesparse.models.config import SUPPORTED, spec_from_config
 from slidesparse.models.limits import Overflow, int32_overflows
-from slidesparse.models.load import load_model, preset_names
+from slidesparse.models.load import load_model, model_config, preset_names
 from slidesparse.models.spec import DeltaNet, Experts, LinearLayer, ModelSpec
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Overflow",
     "int32_overflows",
     "load_model",
+    "model_config",
     "preset_names",
     "spec_from_config",
 ]

@@ -8,7 +8,7 @@ import re
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from slidesparse.errors import ModelError
 from slidesparse.models.config import spec_from_config
@@ -39,42 +39,64 @@ def load_model(model: str) -> ModelSpec:
         ModelError: nothing of that name, or its config.json cannot be read; the message offers
             the nearest presets.
     """
+    return spec_from_config(*_find(model))
+
+
+def model_config(model: str) -> dict[str, Any]:
+    """Find a model as `load_model` does, and return its config.json.
+
+    Raises:
+        ModelError: as of `load_model`.
+    """
+    return _find(model).config
+
+
+class _Found(NamedTuple):
+    """A parsed config.json, and what `spec_from_config` calls it."""
+
+    config: dict[str, Any]
+    name: str
+    source: str
+    where: str
+
+
+def _find(model: str) -> _Found:
     name = model.strip()
     if name.lower() in preset_names():
-        return _load_preset(name.lower())
+        return _find_preset(name.lower())
     path = Path(name).expanduser()
     if name and path.exists():
-        return _load_path(path)
+        return _find_path(path)
     if _HUB_ID.fullmatch(name):
-        return _load_hub(name)
+        return _find_hub(name)
     if re.search(r"[/\\]", name) or name.startswith(("~", ".")):
         raise ModelError(f"there is no directory {name!r} with a {_CONFIG}; {_offer(name)}")
     raise ModelError(f"unknown model {model!r}; {_offer(name)}")
 
 
-def _load_preset(name: str) -> ModelSpec:
+def _find_preset(name: str) -> _Found:
     file = resources.files("slidesparse") / "data" / "models" / f"{name}.json"
     config = _parse(file.read_bytes(), f"preset {name}")
-    return spec_from_config(config, name, str(config["source"]), f"preset {name}")
+    return _Found(config, name, str(config["source"]), f"preset {name}")
 
 
-def _load_path(path: Path) -> ModelSpec:
+def _find_path(path: Path) -> _Found:
     file = path / _CONFIG if path.is_dir() else path
     if path.is_dir() and not file.exists():
         raise ModelError(f"directory {path} has no {_CONFIG}; {_offer(path.name)}")
     if not path.is_dir() and path.suffix != ".json":
         raise ModelError(f"{path} is not a directory; pass the one that holds its {_CONFIG}")
     name = file.resolve().parent.name if file.name == _CONFIG else file.stem
-    return spec_from_config(_read(file), name, str(path), str(file))
+    return _Found(_read(file), name, str(path), str(file))
 
 
-def _load_hub(repo_id: str) -> ModelSpec:
+def _find_hub(repo_id: str) -> _Found:
     try:
         file = fetch_config(repo_id)
     except ModelError as error:
         offer = _offer(repo_id.partition("/")[2])
         raise ModelError(f"{error}; no such directory either; {offer}") from error
-    return spec_from_config(_read(file), repo_id, repo_id, f"{repo_id} {_CONFIG}")
+    return _Found(_read(file), repo_id, repo_id, f"{repo_id} {_CONFIG}")
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from slidesparse.bench.kinds import read_results
 from slidesparse.candidate import Provenance
 from slidesparse.cli.main import cli
 from slidesparse.gpus import gpu_keys
-from slidesparse.models import load_model
+from slidesparse.models import load_model, model_config
 
 EXAMPLE = (
     *("--model", "qwen3-14b", "--gpu", "h100-80gb", "--max-seqs", "256", "--context", "49152"),
@@ -371,6 +371,33 @@ def test_the_gpu_table_is_no_result(tmp_path: Path) -> None:
         "Error: --gpus writes no result file; leave --json out\n",
     )
     assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--check",), "--check"),
+        (("--model", "qwen3-8b"), "--model"),
+        (("--from", "a.yaml", "--to", "b.yaml"), "--from"),
+        (("--gpu", "h200", "--eager"), "--eager"),
+    ],
+)
+def test_the_gpu_table_plans_nothing(options: tuple[str, ...], said: str) -> None:
+    done = run("--gpus", *options)
+    assert (done.exit_code, done.output) == (
+        2,
+        f"Error: --gpus shows the GPU table and plans nothing; leave {said} out\n",
+    )
+
+
+def test_a_folder_with_its_config_alone_is_planned_as_it_is_stored(tmp_path: Path) -> None:
+    config = dict(model_config("llama3.2-1b"))
+    config["quantization_config"] = {"quant_method": "awq", "bits": 4}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    options = ("--model", str(tmp_path), "--gpu", "h200", "--max-seqs", "1")
+    said = run(*options, "--context", "64").output.splitlines()[1]
+    assert "(awq) on h200" in said
+    assert "(none) on h200" in run(*options, "--context", "64", "--quant", "none").output
 
 
 def test_the_gpu_table_and_its_sources() -> None:

@@ -24,7 +24,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 SECONDS = 10.0
 """Of processor time that a page of every committed result file may take."""
 
-BYTES = 2_000_000
+BYTES = 3_000_000
 """Of that page, so that it can be mailed."""
 
 

@@ -13,10 +13,12 @@ from tiny_checkpoints import CONFIG, bitmask, save_tensors, save_tiny, w8a8, wri
 from slidesparse.candidate import Provenance
 from slidesparse.capacity import Quant, Settings, make_plan
 from slidesparse.capacity.figure import total
-from slidesparse.capacity.stored import has_weights, read_stored
+from slidesparse.capacity.stored import configured_quant, has_weights, read_stored
 from slidesparse.capacity.weights import total_parameters
+from slidesparse.checkpoint.config import quantisation
 from slidesparse.errors import CheckpointError, UsageError
 from slidesparse.models import load_model
+from slidesparse.problem import DType
 
 Make = Callable[..., Settings]
 
@@ -154,3 +156,50 @@ def test_a_plan_counts_them_as_they_are_or_derives_another_form(
     assert total(plan.weights) == 400
     eight = make_plan(make_settings("llama3.2-1b", quant=Quant.FP8), stored)
     assert total(eight.weights) > 10**9
+
+
+EIGHT_INT = {"config_groups": {"group_0": {"weights": {"num_bits": 8, "type": "int"}}}}
+FOUR_AND_EIGHT = {
+    "config_groups": {
+        "group_0": {"weights": {"num_bits": 8, "type": "float"}},
+        "group_1": {"weights": {"num_bits": 4, "type": "int"}},
+    }
+}
+
+
+@pytest.mark.parametrize(
+    ("said", "quant"),
+    [
+        (None, Quant.NONE),
+        ({}, Quant.NONE),
+        ({"quant_method": "fp8", "activation_scheme": "dynamic"}, Quant.FP8),
+        ({"quant_method": "awq", "bits": 4}, Quant.AWQ),
+        ({"quant_method": "awq", "w_bit": 4}, Quant.AWQ),
+        ({"quant_method": "gptq", "bits": 4}, Quant.GPTQ),
+        ({"quant_method": "compressed-tensors", **EIGHT_INT}, Quant.INT8),
+        (quantisation(DType.FP8, ("lm_head",)), Quant.FP8),
+    ],
+)
+def test_a_config_says_how_weights_are_stored(said: object, quant: Quant) -> None:
+    assert configured_quant({"quantization_config": said}, "it") is quant
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"quant_method": "gptq", "bits": 3},
+        {"quant_method": "bitsandbytes"},
+        {"quant_method": "compressed-tensors"},
+        {"quant_method": "compressed-tensors", **FOUR_AND_EIGHT},
+        {"quant_method": "compressed-tensors", "config_groups": {"group_0": 8}},
+        "mxfp4",
+    ],
+)
+def test_a_config_of_an_unknown_form_is_refused(said: object) -> None:
+    with pytest.raises(UsageError) as caught:
+        configured_quant({"quantization_config": said}, "it")
+    method = said["quant_method"] if isinstance(said, dict) else said
+    assert str(caught.value) == (
+        f"the config.json of it names the quantisation {method!r} in a form that no plan knows; "
+        "name the nearest with --quant: awq, gptq, fp8, int8 or none"
+    )
