@@ -206,9 +206,15 @@ def _complaint(
     tokens = ",".join(str(m) for m in dict.fromkeys(batch.m for batch in batches))
     listed = ",".join(map(str, patterns))
     dtype = "fp8" if form.dtype is DType.FP8 else "int8"
+    remedy = "pass --search"
+    # A search takes no GGUF file.
+    if model != SMOLLM2 and not model.lower().endswith(GGUF):
+        remedy += (
+            f", or run slidesparse search --model {model} --dtype {dtype} "
+            f"--scales {form.scales} --m {tokens} --patterns {listed}"
+        )
     return UsageError(
         f"{len(error.missing)} of {error.total} GEMM times are missing on "
         f"{cache.fingerprint.name}, first {problem} (bucket {bucket_m(problem.m)}), which {why}; "
-        f"pass --search, or run slidesparse search --model {model} --dtype {dtype} "
-        f"--scales {form.scales} --m {tokens} --patterns {listed}"
+        f"{remedy}"
     )
