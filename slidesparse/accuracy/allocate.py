@@ -25,6 +25,9 @@ CLEAR = 2.0
 STRIDE = 8.0
 """What is allowed grows by this where pruning was measured to cost nothing at all."""
 
+SAME_SPEED = 5e-4
+"""Speeds that differ by less print alike, and no race tells them apart."""
+
 ROUNDS = 6
 """Allocations that are pruned and measured at most to meet a limit."""
 
@@ -280,8 +283,7 @@ def verdict(chosen: Measured, other: Measured, name: str) -> str:
         return f"is {name}"
     faster = other.allocation.us / chosen.allocation.us
     loss = chosen.above(other)
-    # Sums of the same times in another order are equal up to rounding.
-    slower, worse = faster < 1 - 1e-9, loss.clear and loss.mean > 0
+    slower, worse = faster < 1 - SAME_SPEED, loss.clear and loss.mean > 0
     figures = (
         f"{faster:.3f}x as fast, perplexity {chosen.perplexity:.2f} against "
         f"{other.perplexity:.2f} ({loss.mean:+.4f} +- {loss.error:.4f} nats)"
@@ -290,6 +292,6 @@ def verdict(chosen: Measured, other: Measured, name: str) -> str:
         word = "loses to" if slower and worse else "is slower than" if slower else "is worse than"
         return f"{word} {name}: {figures}"
     better = loss.clear and loss.mean < 0
-    if faster > 1 + 1e-9:
+    if faster > 1 + SAME_SPEED:
         return f"beats {name} on {'both axes' if better else 'speed at no clear loss'}: {figures}"
     return f"{'beats' if better else 'equals'} {name} at the same speed: {figures}"

@@ -55,8 +55,17 @@ def load_tokenizer(source: str | Path) -> Any:
     transformers = _transformers()
     name, file = _place(source)
     gguf = {"gguf_file": file} if file else {}
-    with _explained(f"the tokenizer of {source}"):
-        return transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False, **gguf)
+    try:
+        with _explained(f"the tokenizer of {source}"):
+            return transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False, **gguf)
+    except ModelError as error:
+        # Transformers asks for other libraries then.
+        if file is None and Path(name).is_dir() and not any(Path(name).glob("tokenizer*")):
+            raise ModelError(
+                f"cannot load the tokenizer of {source}: the folder has no tokenizer.json; "
+                "put the model's there"
+            ) from error
+        raise
 
 
 def load_model(

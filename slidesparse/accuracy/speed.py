@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from slidesparse.accuracy.load import GGUF, SMOLLM2
 from slidesparse.cache import Hit, TuningCache
 from slidesparse.candidate import Provenance
 from slidesparse.errors import UsageError

@@ -98,15 +98,15 @@ def command(
     planned = preview(folder, recipe)
     _show_plan(folder, target, recipe, planned)
     _check_target(folder, target, force)
+    if calibration is not None and not planned.calibrated:
+        raise UsageError(
+            f"{recipe.method} to this pattern looks at no text; leave out --calibration"
+        )
     if dry_run:
         return
     tokens = None
     if planned.calibrated:
         tokens = _tokens(recipe, calibration, folder, sequences, length, seed)
-    elif calibration is not None:
-        raise UsageError(
-            f"{recipe.method} to this pattern looks at no text; leave out --calibration"
-        )
     progress, chosen = _Progress(planned.shards), _device(device)
     try:
         with progress.line:

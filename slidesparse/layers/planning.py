@@ -32,7 +32,7 @@ MEMORY_FORMATS = (FASTEST, SMALLEST)
 """fastest: each form of the weight that some step reads; smallest: one, packed if that serves."""
 
 SETTLED = 4096
-"""From so many tokens on the GPU is full: sparse that wins there wins at larger M, too."""
+"""From so many tokens on the GPU is full: sparse that wins there clearly wins at larger M, too."""
 
 _warned: set[str] = set()
 

@@ -241,3 +241,12 @@ def test_a_dry_run_says_that_text_is_needed(source: Path, tmp_path: Path) -> Non
     assert "calibration: wanda runs the model on text" in told
     told = run(source, tmp_path / "out", "--dry-run", "--method", "magnitude").stderr.splitlines()
     assert not any(line.startswith("calibration") for line in told)
+
+
+@pytest.mark.parametrize("dry", [["--dry-run"], []], ids=["dry", "real"])
+def test_text_that_nothing_looks_at(
+    source: Path, tmp_path: Path, ids: Path, dry: list[str]
+) -> None:
+    asked = (source, tmp_path / "out", "--method", "magnitude", "--calibration", ids)
+    assert "looks at no text; leave out --calibration" in failed(run(*asked, *dry), 2)
+    assert not (tmp_path / "out").exists()

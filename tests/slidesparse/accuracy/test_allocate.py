@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -308,6 +309,18 @@ def test_a_verdict_at_the_same_speed(options: Options, shift: float, word: str) 
     one, two = options._made(swapped), options._made(back)
     line = verdict(Measured(one, (1.0 + shift, 2.0 + shift)), Measured(two, (1.0, 2.0)), "it")
     assert line.startswith(f"{word} it at the same speed: 1.000x as fast, perplexity ")
+
+
+@pytest.mark.parametrize(
+    ("factor", "word"), [(0.99999, "beats it at the same speed"), (0.999, "beats it on both axes")]
+)
+def test_a_verdict_takes_speeds_that_print_alike_for_the_same(
+    options: Options, factor: float, word: str
+) -> None:
+    other = options.uniform(SIX)
+    mine = replace(options.uniform(TWO), us=other.us * factor)
+    line = verdict(Measured(mine, (1.0, 2.0)), Measured(other, (1.1, 2.1)), "it")
+    assert line.startswith(f"{word}: ")
 
 
 def test_a_verdict_gives_its_figures(options: Options) -> None:

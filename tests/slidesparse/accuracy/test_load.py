@@ -214,6 +214,6 @@ def test_the_dtype_argument_of_each_release(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_the_tokenizer_of_a_model_that_has_none(tmp_path: Path) -> None:
     tiny_model().save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="cannot load the tokenizer of"):
+    with pytest.raises(ModelError, match=r"cannot load the tokenizer of .* has no tokenizer\.json"):
         load_tokenizer(tmp_path)
     assert len(make_tokenizer()) == 94

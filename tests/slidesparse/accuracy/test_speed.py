@@ -114,6 +114,14 @@ def test_what_is_missing_names_the_search(cache: TuningCache) -> None:
     )
 
 
+@pytest.mark.parametrize("model", ["smollm2", "models/Tiny.Q4_1.GGUF"])
+def test_what_is_missing_names_no_search_of_a_model_that_search_does_not_take(
+    cache: TuningCache, model: str
+) -> None:
+    with pytest.raises(UsageError, match=r"which is not in the cache; pass --search$"):
+        read_speeds(cache, SHAPES, cases.PATTERNS, (Batch(64),), DType.FP8, model)
+
+
 def test_one_form_serves_the_whole_table(cache: TuningCache) -> None:
     cases.fill(cache, scales=Scales.TENSOR)
     assert read(cache).form.scales is Scales.TENSOR
