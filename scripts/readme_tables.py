@@ -292,12 +292,14 @@ def linear_tables(record: LinearRecord) -> str:
     parts = [linear_table(record, dtype) for dtype in record.dtypes]
     hints = ", ".join(f"M={hint}" for hint in record.settings["autotune"])
     tuned = f", max-autotune at {hints} if faster" if hints else ""
+    parts_of = sum("parts" in row.torch_how for row in record.rows)
+    parted = f", {parts_of} times on parts of the rows" if parts_of else ""
     legend = (
         "Torch's time over ours for all linears of the model, each weighted by its count: "
         f"{record.settings['timed']}, on the same pruned weights, in one race, cold L2; and in how "
         "many linears a sparse GEMM runs. Milliseconds are torch's on "
         f"{record.patterns[0]} weights. Torch is torch.compile of the quantisation with "
-        f"torch._scaled_mm row-wise or torch._int_mm{tuned}. Linear by "
+        f"torch._scaled_mm row-wise or torch._int_mm{tuned}{parted}. Linear by "
         f"linear, {linear_verdict(record)}. {record.model}, {record.fingerprint.name}, torch "
         f"{record.fingerprint.torch}; measured in "
         f"{record.seconds:.0f} s on {record.created[:10]} (commit {record.commit[:12]})."

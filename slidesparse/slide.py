@@ -83,12 +83,13 @@ def slide(w: torch.Tensor, pattern: Pattern) -> torch.Tensor:
 
     Raises:
         PatternError: a block holds too many non-zeros; the message names the first row and block.
+            Or `w` is no matrix.
     """
     import torch
 
+    rows, k = _matrix(w, "a weight [N, K]")
     if pattern.dense:
         return w
-    rows, k = w.shape
     bits = _bits(w)
     out = torch.empty((rows, pattern.expanded_k(k)), dtype=bits.dtype, device=w.device)
     width = pattern.blocks(k) * pattern.windows * WINDOW
@@ -122,6 +123,7 @@ def unslide(slid: torch.Tensor, pattern: Pattern, k: int) -> torch.Tensor:
     """
     import torch
 
+    _matrix(slid, "a slid weight [N, K']")
     if slid.shape[1] != pattern.expanded_k(k):
         raise PatternError(
             f"a slid weight of {slid.shape[1]} columns does not come from K={k} and pattern "
@@ -157,7 +159,7 @@ def detect_pattern(w: torch.Tensor, largest_block: int = LARGEST_BLOCK) -> Patte
         The first of 2:4, 4:6, ..., up to `largest_block` that holds in every block of every row;
         DENSE if none does.
     """
-    rows, k = w.shape
+    rows, k = _matrix(w, "a weight [N, K]")
     bits = _bits(w)
     left = [Pattern(block - 2, block) for block in range(SMALLEST_BLOCK, largest_block + 1, 2)]
     for span in _chunks(rows, k + largest_block, bits.element_size()):
@@ -180,14 +182,21 @@ def lift(x: torch.Tensor, pattern: Pattern) -> torch.Tensor:
     """
     import torch
 
+    m, k = _matrix(x, "activations [M, K]")
     if pattern.dense:
         return x
-    m, k = x.shape
     bits = _bits(x)
     index = torch.tensor(pattern.lift_index(k), device=x.device)
     padded = torch.cat([bits, torch.zeros((m, 1), dtype=bits.dtype, device=x.device)], dim=1)
     lifted = padded.index_select(1, torch.where(index < 0, k, index))
     return lifted.view(x.dtype)
+
+
+def _matrix(tensor: torch.Tensor, name: str) -> tuple[int, int]:
+    if tensor.ndim != 2:
+        raise PatternError(f"{name} has two dimensions, and this tensor is {list(tensor.shape)}")
+    rows, columns = tensor.shape
+    return rows, columns
 
 
 def _bits(w: torch.Tensor) -> torch.Tensor:

@@ -163,7 +163,9 @@ class LinearCase:
 
 
 def without_ties(x: torch.Tensor) -> torch.Tensor:
-    """Rows of which no quantised value lies between two: compiled division is off by an ulp.
+    """Rows of which no quantised value lies between two, up to FP8's subnormals.
+
+    Compiled division is off by an ulp, and then the two ways round such a value apart.
 
     In bfloat16 ties are common: with a largest magnitude a of an even mantissa, 3a / 2^i is one in
     FP8, and a / 2 is 63.5 in INT8. One such flip in a row of 2048 moves M=1 by up to 1.3e-2, and

@@ -33,9 +33,10 @@ from slidesparse.pattern import Pattern
 from slidesparse.problem import DType, GemmProblem, Scales
 from slidesparse.timing import CpuTimed, GpuTimed, GraphPool, Runner, Timed
 
-ROUNDS, FEWEST_ROUNDS = 21, 7
+ROUNDS, FEWEST_ROUNDS, MOST_ROUNDS = 21, 7, 126
 RACE_US = 5e5
-"""The samples of one race take about this long; each way has FEWEST_ROUNDS of them at least."""
+"""The samples of one race take about this long; each way has FEWEST_ROUNDS of them at least, and
+more than ROUNDS where a GPU at its power limit scatters them."""
 
 CHOICE_ROUNDS = 5
 """Samples of each way of torch's in the race that settles which one runs."""
@@ -176,7 +177,9 @@ class LinearBench(OnDevice):
         ready = [it for it in (*ours, *theirs) if isinstance(it, _Entrant)]
         label = f"{case.dtype} {case.layer.name} M={case.tokens}"
         with guard(self._device, None, f"{label}: one of ours or torch's ({how})"):
-            taken = iter(race([it.timed for it in ready], ROUNDS, FEWEST_ROUNDS, RACE_US))
+            taken = iter(
+                race([it.timed for it in ready], ROUNDS, FEWEST_ROUNDS, RACE_US, MOST_ROUNDS)
+            )
         rows = []
         for it, own in zip(weights, ours, strict=True):
             rows.append(_row(case, it, own, _time(own, taken)))

@@ -18,8 +18,9 @@ LARGEST_GRAPH = 512
 PIECE_BYTES = 126 << 10
 """Of one layer's piece in one piecewise graph: kernel nodes and their arguments in the driver.
 
-This and FULL_BYTES are fitted to what vLLM 0.25.1 took on an H200 with stock FP8 and INT8 linears:
-1,068 MiB for Qwen2.5-7B, 1,022 for Llama-3.1-8B (both 256 sequences), 818 for Qwen2.5-14B (128)."""
+This and FULL_BYTES give 2 to 7 % more than what vLLM 0.25.1 took on an H200 with its own FP8 and
+INT8 linears: 1,068 MiB for Qwen2.5-7B, 1,022 for Llama-3.1-8B (256 sequences each), 818 for
+Qwen2.5-14B (128)."""
 
 FULL_BYTES = 436 << 10
 """Of one layer in one full graph, which only decode batches have."""

@@ -8,6 +8,7 @@ nowhere later.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import NamedTuple
@@ -33,6 +34,9 @@ MEMORY_FORMATS = (FASTEST, SMALLEST)
 
 SETTLED = 4096
 """From so many tokens on the GPU is full: sparse that wins there clearly wins at larger M, too."""
+
+CLEARLY = 1.03
+"""Dense time over sparse time from which on that is expected."""
 
 _warned: set[str] = set()
 
@@ -208,7 +212,7 @@ def _by_bucket(
     """What was measured of ways that run here, by M bucket.
 
     Past the pattern's own last race, if that was of SETTLED tokens or more and something sparse
-    won it, races of dense ways alone do not count.
+    won it clearly, races of dense ways alone do not count.
     """
     found: dict[int, dict[str, Timed]] = {}
     own = []
@@ -224,9 +228,16 @@ def _by_bucket(
             ways.setdefault(candidate.key, timed)
     measured = {bucket: tuple(ways.values()) for bucket, ways in found.items() if ways}
     last = max(filter(measured.get, own), default=0)
-    if last >= SETTLED and _faster(measured[last]).sparse:
+    if last >= SETTLED and _gain(measured[last]) >= CLEARLY:
         return {bucket: ways for bucket, ways in measured.items() if bucket <= last}
     return measured
+
+
+def _gain(ways: Sequence[Timed]) -> float:
+    """The best dense time over the best sparse one; infinite without a dense way, 0 if all are."""
+    sparse = min((timed.us for timed in ways if timed.candidate.sparse), default=math.inf)
+    dense = min((timed.us for timed in ways if not timed.candidate.sparse), default=math.inf)
+    return 0.0 if math.isinf(sparse) else dense / sparse
 
 
 def _results(shape: LayerShape, cache: TuningCache) -> list[ProblemResult]:

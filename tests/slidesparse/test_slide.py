@@ -1,5 +1,6 @@
 """slide(W) @ lift(x) == W @ x exactly, every window is 2:4, unslide undoes it, bad input fails."""
 
+import re
 import weakref
 
 import pytest
@@ -422,3 +423,18 @@ def test_little_is_held_beside_input_and_output(pattern, dtype, monkeypatch, see
     with Held(w) as held:
         detect_pattern(w)
     assert 0 < held.most <= most
+
+
+@pytest.mark.parametrize("shape", [(8,), (2, 8, 8), ()])
+def test_what_is_no_matrix_is_refused(shape):
+    six, tensor = Pattern.parse("6:8"), torch.zeros(shape)
+    said = re.escape(f"has two dimensions, and this tensor is {list(shape)}")
+    for name, call in (
+        (r"a weight \[N, K\]", lambda: slide(tensor, six)),
+        (r"a weight \[N, K\]", lambda: slide(tensor, DENSE)),
+        (r"a slid weight \[N, K'\]", lambda: unslide(tensor, six, 8)),
+        (r"a weight \[N, K\]", lambda: detect_pattern(tensor)),
+        (r"activations \[M, K\]", lambda: lift(tensor, six)),
+    ):
+        with pytest.raises(PatternError, match=f"{name} {said}"):
+            call()

@@ -83,7 +83,7 @@ def test_every_layer_dtype_m_and_pattern_is_measured_on_both_sides(seed: int) ->
 def test_times_go_to_the_side_and_pattern_they_are_of(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fake(timed, rounds, fewest, budget_us):
+    def fake(timed, rounds, fewest, budget_us, most=0):
         return [Time(10.0 + place, 0.0) for place in range(len(timed))]
 
     monkeypatch.setattr(module, "race", fake)
@@ -95,7 +95,7 @@ def test_times_go_to_the_side_and_pattern_they_are_of(
 def test_the_fastest_right_way_of_torchs_counts(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     medians = {3: [30.0, 20.0, 25.0], 4: [1.0, 2.0, 3.0, 4.0]}
 
-    def fake(timed, rounds, fewest, budget_us):
+    def fake(timed, rounds, fewest, budget_us, most=0):
         return [Time(us, 0.5) for us in medians[len(timed)]]
 
     monkeypatch.setattr(module, "race", fake)

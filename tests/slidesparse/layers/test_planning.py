@@ -218,8 +218,13 @@ class TestResults:
 
     @pytest.mark.parametrize(
         ("last", "sparse_us", "counts"),
-        [(SETTLED, 6.0, False), (SETTLED, 9.0, True), (SETTLED // 2, 6.0, True)],
-        ids=["sparse won", "dense won", "too few tokens"],
+        [
+            (SETTLED, 6.0, False),
+            (SETTLED, 7.9, True),
+            (SETTLED, 9.0, True),
+            (SETTLED // 2, 6.0, True),
+        ],
+        ids=["sparse won", "sparse won narrowly", "dense won", "too few tokens"],
     )
     def test_dense_races_past_a_large_one_that_sparse_won(self, hopper, last, sparse_us, counts):
         """A search for 65,536 tokens that its budget ended before the sparse problems."""
