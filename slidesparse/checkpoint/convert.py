@@ -109,7 +109,7 @@ def convert(
     origin = reader.path.resolve()
     files.check_destination(origin, place, force)
     files.check_others(origin)
-    work = place.with_name(place.name + files.PARTIAL)
+    work = files.work_of(place)
     with writing(work):
         work.mkdir(parents=True, exist_ok=True)
     with locked(work):

@@ -45,6 +45,11 @@ def place_of(target: Path | str) -> Path:
     return place
 
 
+def work_of(place: Path) -> Path:
+    """The folder that an unfinished conversion works in, beside its destination."""
+    return place.with_name(place.name + PARTIAL)
+
+
 def check_destination(source: Path, target: Path, force: bool) -> None:
     """Refuse a destination that would lose something.
 
@@ -59,7 +64,7 @@ def check_destination(source: Path, target: Path, force: bool) -> None:
     """
     if source == target or source in target.parents or target in source.parents:
         raise UsageError(f"{target} and {source} lie in each other; name another folder")
-    work = target.with_name(target.name + PARTIAL)
+    work = work_of(target)
     if source == work or work in source.parents:
         raise UsageError(f"the conversion works in {work}, where {source} is; name another folder")
     if not os.path.lexists(target):

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from slidesparse.checkpoint.files import place_of, work_of
 from slidesparse.checkpoint.writer import size_text
 from slidesparse.cli.console import make_console
 from slidesparse.cli.main import EXIT_INTERRUPTED
 from slidesparse.cli.options import Names
-from slidesparse.errors import UsageError, reason_of
+from slidesparse.errors import SlideSparseError, UsageError, reason_of
 from slidesparse.pattern import Pattern
 from slidesparse.problem import parse_dtype
 from slidesparse.recipe import Method, Recipe
@@ -123,6 +124,11 @@ def command(
     except KeyboardInterrupt:
         click.echo("interrupted; finished shards are kept, the same command goes on", err=True)
         raise SystemExit(EXIT_INTERRUPTED) from None
+    except SlideSparseError:
+        work = work_of(place_of(target))
+        if work.is_dir():
+            click.echo(f"{work} keeps the finished shards: the same command goes on", err=True)
+        raise
     _show_result(made, recipe)
 
 

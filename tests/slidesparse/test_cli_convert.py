@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from tiny_checkpoints import save_tiny
+from tiny_checkpoints import all_tensors, save_tensors, save_tiny
 from tiny_models import VOCABULARY
 
 from slidesparse.checkpoint import convert as module
@@ -250,3 +250,15 @@ def test_text_that_nothing_looks_at(
     asked = (source, tmp_path / "out", "--method", "magnitude", "--calibration", ids)
     assert "looks at no text; leave out --calibration" in failed(run(*asked, *dry), 2)
     assert not (tmp_path / "out").exists()
+
+
+def test_what_a_failed_conversion_leaves_is_named(source: Path, tmp_path: Path) -> None:
+    tensors = all_tensors(source)
+    broken = tensors[max(name for name in tensors if name.endswith("down_proj.weight"))]
+    broken[3, 5] = float("nan")
+    config = json.loads((source / "config.json").read_text())
+    folder = save_tensors(tmp_path / "bad", tensors, config)
+    result = run(folder, tmp_path / "out", "--method", "magnitude")
+    assert "NaN or Inf" in failed(result, 1)
+    kept = f"{tmp_path / 'out.partial'} keeps the finished shards: the same command goes on"
+    assert result.stderr.strip().splitlines()[-2] == kept
