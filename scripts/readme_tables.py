@@ -292,8 +292,8 @@ def linear_tables(record: LinearRecord) -> str:
     parts = [linear_table(record, dtype) for dtype in record.dtypes]
     hints = ", ".join(f"M={hint}" for hint in record.settings["autotune"])
     tuned = f", max-autotune at {hints} if faster" if hints else ""
-    parts_of = sum("parts" in row.torch_how for row in record.rows)
-    parted = f", {parts_of} times on parts of the rows" if parts_of else ""
+    times = sum("parts" in row.torch_how for row in record.rows)
+    parted = f", {times} times on parts of the rows" if times else ""
     legend = (
         "Torch's time over ours for all linears of the model, each weighted by its count: "
         f"{record.settings['timed']}, on the same pruned weights, in one race, cold L2; and in how "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
@@ -27,30 +26,18 @@ Perplexity, pruned only / W8A8 fp8_e4m3. {SOURCE}
 """
 
 
-@pytest.fixture
-def script(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    path = root / "scripts" / "readme_tables.py"
-    spec = importlib.util.spec_from_file_location("readme_tables", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    monkeypatch.setattr(module, "RESULTS", tmp_path)
-    return module
-
-
 def block(name: str, text: str = "") -> str:
     return f"<!-- table: {name} -->\n{text}<!-- end table -->"
 
 
-def test_perplexities_by_pattern_and_method(script: ModuleType, tmp_path: Path) -> None:
+def test_perplexities_by_pattern_and_method(readme_tables: ModuleType, tmp_path: Path) -> None:
     write_json(make_accuracy(), tmp_path / "accuracy.json")
-    assert script.render(block("accuracy")) == block("accuracy", SUMMARY)
+    assert readme_tables.render(block("accuracy")) == block("accuracy", SUMMARY)
 
 
-def test_everything_that_was_measured(script: ModuleType, tmp_path: Path) -> None:
+def test_everything_that_was_measured(readme_tables: ModuleType, tmp_path: Path) -> None:
     write_json(make_accuracy(), tmp_path / "accuracy.json")
-    lines = script.render(block("details-accuracy")).splitlines()
+    lines = readme_tables.render(block("details-accuracy")).splitlines()
     assert lines[1] == (
         "| pattern | method | W8A8 | zeros | perplexity | loss increase | same token | KL |"
     )
@@ -64,10 +51,10 @@ def test_everything_that_was_measured(script: ModuleType, tmp_path: Path) -> Non
     assert lines[-2].endswith(SOURCE)
 
 
-def test_a_missing_result_is_named(script: ModuleType) -> None:
+def test_a_missing_result_is_named(readme_tables: ModuleType) -> None:
     for name in ("accuracy", "details-accuracy"):
         with pytest.raises(UsageError, match=r"cannot read .*accuracy.json: No such file"):
-            script.render(block(name))
+            readme_tables.render(block(name))
 
 
 def test_every_committed_evaluation_is_whole(root: Path) -> None:

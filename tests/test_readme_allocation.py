@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
+from types import ModuleType
 
-import pytest
 from allocation_records import make_record
 
 from slidesparse.bench.allocation.record import read_json, write_json
@@ -21,18 +20,9 @@ BLOCK = """<!-- table: allocation-tiny -->
 """
 
 
-def test_the_block_is_made_of_the_result_file(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = root / "scripts" / "readme_tables.py"
-    spec = importlib.util.spec_from_file_location("readme_tables", path)
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    monkeypatch.setattr(script, "RESULTS", tmp_path)
+def test_the_block_is_made_of_the_result_file(readme_tables: ModuleType, tmp_path: Path) -> None:
     write_json(make_record(), tmp_path / "allocation-tiny.json")
-    made = script.render("<!-- table: allocation-tiny -->\n<!-- end table -->\n")
+    made = readme_tables.render("<!-- table: allocation-tiny -->\n<!-- end table -->\n")
     assert made.startswith(BLOCK)
     rest = made.removeprefix(BLOCK)
     assert "The choice costs 1.50 of what was predicted" in rest

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
-import pytest
 from attention_records import make_record
 
 from slidesparse.bench.attention.record import write_json
@@ -14,29 +12,18 @@ from slidesparse.bench.attention.record import write_json
 EMPTY = "<!-- table: attention -->\nold\n<!-- end table -->\n"
 
 
-@pytest.fixture
-def script(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("tables", root / "scripts" / "readme_tables.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    monkeypatch.setattr(module, "RESULTS", tmp_path)
-    return module
-
-
-def test_without_a_result_file_the_block_says_how_to_make_it(script: ModuleType) -> None:
-    made = script.render(EMPTY)
+def test_without_a_result_file_the_block_says_how_to_make_it(readme_tables: ModuleType) -> None:
+    made = readme_tables.render(EMPTY)
     assert made == (
         "<!-- table: attention -->\nNot measured yet: `slidesparse bench attention --targets "
         "3.82,3.0,2.0 --json attention.json` on the GPU makes this table.\n<!-- end table -->\n"
     )
-    assert script.render(made) == made
+    assert readme_tables.render(made) == made
 
 
-def test_the_block_is_made_of_the_result_file(script: ModuleType, tmp_path: Path) -> None:
+def test_the_block_is_made_of_the_result_file(readme_tables: ModuleType, tmp_path: Path) -> None:
     write_json(make_record(), tmp_path / "attention.json")
-    lines = script.render(EMPTY).splitlines()
+    lines = readme_tables.render(EMPTY).splitlines()
     assert lines[3:8] == [
         "| full | flash | 21.463 | 223.57 | 13.973 | 615 | 300 | 57 | 61 | 8 | 1755 | 690 |",
         "| full | fa3-vllm | 18.000 | 187.50 | 11.719 | 733 | 358 | 68 | 61 | 8 | 1755 | 690 |",
@@ -53,6 +40,6 @@ def test_the_block_is_made_of_the_result_file(script: ModuleType, tmp_path: Path
     )
 
 
-def test_the_page_has_the_block(script: ModuleType, root: Path) -> None:
-    assert "docs/attention.md" in script.PAGES
+def test_the_page_has_the_block(readme_tables: ModuleType, root: Path) -> None:
+    assert "docs/attention.md" in readme_tables.PAGES
     assert "<!-- table: attention -->" in (root / "docs" / "attention.md").read_text()

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
-import pytest
 from linear_records import make_record
 
 from slidesparse.bench.linear.record import write_json
@@ -34,18 +33,9 @@ measured in 123 s on 2026-03-03 \
 """
 
 
-def test_the_block_is_made_of_the_result_file(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = root / "scripts" / "readme_tables.py"
-    spec = importlib.util.spec_from_file_location("readme_tables", path)
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    monkeypatch.setattr(script, "RESULTS", tmp_path)
+def test_the_block_is_made_of_the_result_file(readme_tables: ModuleType, tmp_path: Path) -> None:
     record = make_record()
     write_json(record, tmp_path / "linear.json")
-    assert script.render("<!-- table: linear -->\nold\n<!-- end table -->\n") == BLOCK
+    assert readme_tables.render("<!-- table: linear -->\nold\n<!-- end table -->\n") == BLOCK
     plain = replace(record, settings={**record.settings, "autotune": []})
-    assert "torch._int_mm. Linear by" in script.linear_tables(plain)
+    assert "torch._int_mm. Linear by" in readme_tables.linear_tables(plain)

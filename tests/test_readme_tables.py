@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import subprocess
@@ -93,20 +92,15 @@ searched at normal effort in 123 s on 2026-03-03 (commit 0123456789ab).
 
 
 @pytest.fixture
-def script(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    path = root / "scripts" / "readme_tables.py"
-    spec = importlib.util.spec_from_file_location("readme_tables", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    monkeypatch.setattr(module, "ROOT", tmp_path)
-    monkeypatch.setattr(module, "RESULTS", tmp_path)
-    monkeypatch.setattr(module, "PAGES", ("README.md",))
+def script(
+    readme_tables: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> ModuleType:
+    monkeypatch.setattr(readme_tables, "ROOT", tmp_path)
+    monkeypatch.setattr(readme_tables, "PAGES", ("README.md",))
     (tmp_path / "README.md").write_text(README)
     write_json(make_record(), tmp_path / "fp8.json")
     monkeypatch.setattr("sys.argv", ["readme_tables.py"])
-    return module
+    return readme_tables
 
 
 def test_every_block_is_made_anew_and_nothing_else_changes(script: ModuleType) -> None:

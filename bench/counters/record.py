@@ -19,7 +19,7 @@ from slidesparse.bench.fields import STRICT, Amount, Duration, Index, Machine, N
 from slidesparse.bench.record_form import RecordForm
 from slidesparse.bench.result_file import FileKind
 from slidesparse.bench.sweep.job import Mode
-from slidesparse.bench.sweep.record import Session, check_cells
+from slidesparse.bench.sweep.record import OfCells, Session
 from slidesparse.bench.sweep.runner import Kind
 from slidesparse.problem import DType
 from slidesparse.stats import interquartile
@@ -257,7 +257,7 @@ class LoadCell:
 
 
 @dataclass(frozen=True)
-class CountersRecord:
+class CountersRecord(OfCells[LoadCell]):
     """A load benchmark as its result file holds it.
 
     Args:
@@ -287,25 +287,6 @@ class CountersRecord:
     commit: Text = ""
     version: Text = __version__
     created: Text = ""
-
-    def __post_init__(self) -> None:
-        """Refuse cells that are there twice or refer to nothing."""
-        check_cells(self.cells, len(self.sessions), len(self.ran))
-
-    @property
-    def seconds(self) -> float:
-        """Wall time of all sessions."""
-        return sum(session.seconds for session in self.sessions)
-
-    @property
-    def measured(self) -> tuple[LoadCell, ...]:
-        """The cells that have figures."""
-        return tuple(cell for cell in self.cells if cell.figures is not None)
-
-    @property
-    def failed(self) -> tuple[LoadCell, ...]:
-        """The cells that have none."""
-        return tuple(cell for cell in self.cells if cell.figures is None)
 
     def figures(self, model: str, dtype: DType, mode: Mode, concurrency: int) -> LoadFigures | None:
         """Of one cell, None where it is not there or failed."""

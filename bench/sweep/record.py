@@ -8,7 +8,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Protocol, TypeVar
 
 from pydantic import ConfigDict, Field
 
@@ -185,6 +185,50 @@ class PlacedCell(Protocol):
     def ran(self) -> int | None:
         """Index of what ran, None where nothing could be built."""
 
+    @property
+    def figures(self) -> object | None:
+        """What it took, None where it failed."""
+
+
+C = TypeVar("C", bound=PlacedCell)
+
+
+class OfCells(Generic[C]):
+    """What records of cells that several sessions measured can all be asked."""
+
+    if TYPE_CHECKING:
+
+        @property
+        def sessions(self) -> tuple[Session, ...]:
+            """In their order."""
+
+        @property
+        def ran(self) -> tuple[dict[str, str], ...]:
+            """What engines said that they had built."""
+
+        @property
+        def cells(self) -> tuple[C, ...]:
+            """In the order in which they are measured."""
+
+    def __post_init__(self) -> None:
+        """Refuse cells that are there twice or refer to nothing."""
+        check_cells(self.cells, len(self.sessions), len(self.ran))
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of all sessions."""
+        return sum(session.seconds for session in self.sessions)
+
+    @property
+    def measured(self) -> tuple[C, ...]:
+        """The cells that have figures."""
+        return tuple(cell for cell in self.cells if cell.figures is not None)
+
+    @property
+    def failed(self) -> tuple[C, ...]:
+        """The cells that have none."""
+        return tuple(cell for cell in self.cells if cell.figures is None)
+
 
 def check_cells(cells: Sequence[PlacedCell], sessions: int, builds: int) -> None:
     """Refuse cells that are there twice or refer to nothing.
@@ -205,7 +249,7 @@ def check_cells(cells: Sequence[PlacedCell], sessions: int, builds: int) -> None
 
 
 @dataclass(frozen=True)
-class SweepRecord:
+class SweepRecord(OfCells[Cell]):
     """A sweep as its result file holds it.
 
     Args:
@@ -240,15 +284,6 @@ class SweepRecord:
     version: Text = __version__
     created: Text = ""
 
-    def __post_init__(self) -> None:
-        """Refuse cells that are there twice or refer to nothing."""
-        check_cells(self.cells, len(self.sessions), len(self.ran))
-
-    @property
-    def seconds(self) -> float:
-        """Wall time of all sessions."""
-        return sum(session.seconds for session in self.sessions)
-
     @property
     def blocks(self) -> tuple[Block, ...]:
         """What is compared within itself, in order."""
@@ -257,16 +292,6 @@ class SweepRecord:
     def of(self, block: Block) -> list[Cell]:
         """The cells of one block."""
         return [cell for cell in self.cells if cell.block == block]
-
-    @property
-    def measured(self) -> tuple[Cell, ...]:
-        """The cells that have a time."""
-        return tuple(cell for cell in self.cells if cell.figures is not None)
-
-    @property
-    def failed(self) -> tuple[Cell, ...]:
-        """The cells that have none."""
-        return tuple(cell for cell in self.cells if cell.figures is None)
 
 
 FORM = RecordForm(KIND, SweepRecord)

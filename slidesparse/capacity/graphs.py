@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from slidesparse.candidate import Provenance
+from slidesparse.capacity.activations import LOGITS_V2
 from slidesparse.capacity.figure import Part
 from slidesparse.capacity.settings import Settings
 from slidesparse.capacity.weights import FLOAT
 
 MIB = 2**20
-
-LOGITS = FLOAT + 4
-"""Bytes of one logit and its float32 copy."""
 
 LARGEST_GRAPH = 512
 """vLLM captures batches up to min(2 x max_num_seqs, 512) (config/vllm.py, _set_cudagraph_sizes)."""
@@ -65,7 +63,7 @@ def graph_part(settings: Settings) -> Part:
     decode = [size for size in sizes if size <= settings.max_seqs]
     nodes = spec.layers * (PIECE_BYTES * len(sizes) + FULL_BYTES * len(decode))
     widest = max(layer.n for layer in spec.linears(settings.tp))
-    pool = sizes[-1] * (FLOAT * (widest + 4 * spec.hidden) + LOGITS * spec.vocab)
+    pool = sizes[-1] * (FLOAT * (widest + 4 * spec.hidden) + LOGITS_V2 * spec.vocab)
     how = f"{len(sizes)} sizes up to {sizes[-1]}, piecewise, {len(decode)} of them whole"
     return Part("CUDA graphs", nodes + pool, Provenance.ESTIMATED, how)
 
