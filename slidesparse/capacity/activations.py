@@ -2,9 +2,10 @@
 
 vLLM runs one step of max_num_batched_tokens tokens in max_num_seqs sequences, without attention,
 and then samples; the peak of what torch allocates meanwhile is kept free (gpu_worker.py,
-determine_available_memory). Two moments can be the peak: the widest layer of the forward pass, with
-what torch.compile keeps alive around it, or the sampler's copies of the logits. Both are counted
-from the shapes here; how well that holds is what `slidesparse plan --check` measures.
+determine_available_memory). Three moments can be the peak: compiling the model, which happens in
+that step; the widest layer of the forward pass, with what torch.compile keeps alive around it; or
+the sampler's copies of the logits. All are counted from the shapes here; how well that holds is
+what `slidesparse plan --check` measures.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from dataclasses import dataclass
 
 from slidesparse.candidate import Provenance
 from slidesparse.capacity.figure import Part, total
-from slidesparse.capacity.settings import Settings
-from slidesparse.capacity.weights import FLOAT, is_sparse
+from slidesparse.capacity.settings import Quant, Settings
+from slidesparse.capacity.weights import FLOAT, is_sparse, padded_vocab
 from slidesparse.models import Experts
 
 V2_MOE = frozenset({"qwen2_moe"})
@@ -27,6 +28,9 @@ LOGITS_V2 = FLOAT + 4
 
 LOGITS_V1 = FLOAT + 4 + 4 + 4
 """V1's samples with top-k and top-p: besides them the probabilities and the exponential noise."""
+
+SEGMENT = 2 * 2**20
+"""torch's allocator takes large tensors in multiples of it (c10/cuda/CUDACachingAllocator)."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +56,12 @@ def runs_v2(settings: Settings) -> bool:
 
 def activation_parts(settings: Settings) -> tuple[Part, ...]:
     """The tensors alive at the peak, largest first; their sum is the peak."""
-    moments = [list(moment) for moment in _moments(settings)]
-    peak = max(moments, key=_sum)
+    step = f"a step of {settings.batched_tokens:,} tokens"
+    moments = [(f"at the peak of {step}", list(moment)) for moment in _moments(settings)]
+    if not settings.eager:
+        moments.append((f"while {step} is compiled", list(_compiling(settings))))
+    how, peak = max(moments, key=lambda moment: _sum(moment[1]))
     largest_first = sorted(peak, key=lambda tensor: -tensor.bytes)
-    how = f"at the peak of a step of {settings.batched_tokens:,} tokens"
     return tuple(
         Part(tensor.name, tensor.bytes, Provenance.ESTIMATED, how)
         for tensor in largest_first
@@ -69,12 +75,34 @@ def peak_activations(settings: Settings) -> int:
 
 
 def _moments(settings: Settings) -> Iterator[Iterable[Tensor]]:
+    """The moments of a running step."""
     yield _attention(settings)
     if settings.spec.dense_layers:
         yield _mlp(settings)
     if settings.spec.moe:
         yield _experts(settings, settings.spec.moe)
     yield _sampler(settings)
+
+
+def _compiling(settings: Settings) -> Iterator[Tensor]:
+    """While Inductor times the kernel behind the embedding, on tensors that it makes for that.
+
+    vLLM sets benchmark_combo_kernel (config/compilation.py), with which Inductor times every kernel
+    of a piece on random tensors of its arguments' shapes (torch/_inductor/scheduler.py,
+    speedup_by_combo_kernel). The first kernel looks tokens up, norms the rows and, where torch code
+    does that (QuantFP8, not INT8's operator), quantises them: its arguments include a whole
+    embedding. Peaks that vLLM reported on an H200 equal this sum to 50 kB: qwen2.5-7b and
+    llama3.1-8b in FP8, qwen2.5-14b in INT8. A start that finds the compiled graphs on disk has no
+    such moment.
+    """
+    spec, tokens = settings.spec, settings.batched_tokens
+    table = FLOAT * padded_vocab(spec, settings.tp) * spec.hidden
+    yield Tensor("second embedding, to time kernels with", -(-table // SEGMENT) * SEGMENT)
+    yield Tensor("residual stream", FLOAT * tokens * spec.hidden)
+    if settings.tp == 1:  # Else an all-reduce parts the norm from the look-up.
+        yield Tensor("normed hidden states", FLOAT * tokens * spec.hidden)
+        if settings.quant is Quant.FP8:
+            yield Tensor("quantised hidden states", tokens * (spec.hidden + 4))
 
 
 def _attention(settings: Settings) -> Iterator[Tensor]:

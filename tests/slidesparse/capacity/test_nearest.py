@@ -32,7 +32,7 @@ def test_the_example_of_the_documentation(make_settings: Make) -> None:
     changes = {"max_seqs": 256, "context": 49152, "batch": 32, "quant": Quant.AWQ}
     assert options(make_settings("qwen3-14b", "h100-80gb", **changes)) == {
         "sequences": "--batch 8",
-        "context": "--context 12416",
+        "context": "--context 12304",
         "KV dtype + sequences": "--kv-dtype fp8 --batch 16",
         "tensor parallel": "--tp 4",
     }
@@ -57,7 +57,7 @@ def test_a_single_change_of_each_kind(make_settings: Make) -> None:
     assert found["quantisation"] == "--quant int8"
     assert found["tensor parallel"] == "--tp 2"
     slightly = make_settings("qwen3-14b", max_seqs=14, context=20480)
-    assert options(slightly)["memory fraction"] == "--memory-fraction 0.92"
+    assert options(slightly)["memory fraction"] == "--memory-fraction 0.93"
     assert not make_plan(replace(slightly, memory_fraction=0.91)).fits
 
 
@@ -81,7 +81,7 @@ def test_fewer_bits_and_fewer_sequences_where_weights_alone_are_too_much(
     """A V100 has no AWQ: GPTQ, with as many sequences as that leaves; more GPUs stand beside it."""
     found = options(make_settings("qwen3-14b", "v100", max_seqs=4, context=40960))
     assert found == {
-        "quantisation + sequences": "--quant gptq --batch 3",
+        "quantisation + sequences": "--quant gptq --batch 2",
         "tensor parallel": "--tp 2",
     }
     # One sequence cannot be made fewer.
