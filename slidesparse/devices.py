@@ -179,6 +179,20 @@ def detect(device: Device) -> Fingerprint:
     )
 
 
+def cards(device: Device, count: int = 1) -> tuple[str, ...]:
+    """The UUIDs of `count` GPUs from `device` on: which boards they are; empty on a CPU.
+
+    Raises:
+        DeviceError: one of them is not there.
+    """
+    if not device.is_gpu:
+        return ()
+    torch = _torch()
+    _require_gpu(torch, device.index + count - 1)
+    properties = map(torch.cuda.get_device_properties, range(device.index, device.index + count))
+    return tuple(str(of_one.uuid) for of_one in properties)
+
+
 def spell_sm(sm: int) -> str:
     """A compute capability as NVIDIA writes it: "SM 8.9"."""
     return f"SM {sm // 10}.{sm % 10}"

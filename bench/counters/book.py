@@ -48,6 +48,7 @@ class LoadHeading(CellsHeading[CountersRecord]):
         fingerprint: of the machine.
         versions: of what the fingerprint does not name.
         specs: sizes of the models by their names.
+        cards: UUIDs of the GPUs, empty on a CPU.
         load: what is measured.
     """
 

@@ -23,6 +23,7 @@ class Heading(CellsHeading[SweepRecord]):
         fingerprint: of the machine.
         versions: of what the fingerprint does not name.
         specs: sizes of the models by their names.
+        cards: UUIDs of the GPUs, empty on a CPU.
         sweep: what it compares.
         engine: linear or vllm.
         stock: what the baseline is.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Protocol, TypedDict, TypeVar
 
@@ -40,6 +40,10 @@ class AnyCell(Protocol[K_co]):
     @property
     def reason(self) -> str:
         """Why it failed, "" where it was measured."""
+
+    @property
+    def session(self) -> int:
+        """Index of the session that measured it."""
 
 
 C = TypeVar("C", bound=AnyCell[Any])
@@ -94,6 +98,7 @@ class CellsHeading(ABC, Generic[R]):
         fingerprint: of the machine.
         versions: of what the fingerprint does not name.
         specs: sizes of the models by their names.
+        cards: UUIDs of the GPUs, empty on a CPU.
     """
 
     FIXED: ClassVar[tuple[str, ...]]
@@ -106,6 +111,7 @@ class CellsHeading(ABC, Generic[R]):
     fingerprint: Fingerprint
     versions: Mapping[str, str]
     specs: Mapping[str, ModelSpec]
+    cards: tuple[str, ...]
 
     @property
     @abstractmethod
@@ -198,6 +204,19 @@ class CellsBook(Generic[H, K, C]):
         """The cells that have figures."""
         return tuple(key for key, cell in self._cells.items() if cell.figures is not None)
 
+    @property
+    def elsewhere(self) -> tuple[K, ...]:
+        """The cells that have figures of other GPUs: two boards of a kind differ by per cents."""
+        cards = [session.cards for session in self._sessions] + [self.heading.cards]
+        return tuple(
+            key for key in self.measured if cards[self._cells[key].session] != self.heading.cards
+        )
+
+    def forget(self, keys: Iterable[K]) -> int:
+        """Drop cells that cannot stand beside those to come; how many there were."""
+        gone = [self._cells.pop(key) for key in keys if key in self._cells]
+        return len(gone)
+
     def _keep(self, cell: C) -> C:
         """Replace what was known of the cell."""
         self._cells[cell.key] = cell
@@ -222,7 +241,10 @@ class CellsBook(Generic[H, K, C]):
             settings=self._settings,
             models=self._models,
             interrupted=interrupted,
-            sessions=(*self._sessions, Session(self._started, self._commit, seconds)),
+            sessions=(
+                *self._sessions,
+                Session(self._started, self._commit, seconds, self.heading.cards),
+            ),
             ran=tuple(self._ran),
             commit=self._commit,
             created=timestamp(),

@@ -6,10 +6,10 @@ the machine drifts meanwhile shows as a difference between the two.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from slidesparse.bench.sweep.job import Job, Mode, Stage, System, Variant
 from slidesparse.pattern import Pattern
@@ -155,7 +155,9 @@ class Sweep:
         return Job(self.stage, model, self.tp, dtype, variant, mode, ms, *tail)
 
 
-def due(turns: Sequence[Turn], measured: Iterable[Key]) -> tuple[Turn, ...]:
+def due(
+    turns: Sequence[Turn], measured: Iterable[Key], elsewhere: Iterable[Key] = ()
+) -> tuple[Turn, ...]:
     """What is left of a sweep.
 
     Where a cell is measured later than stock was, stock is measured again after it: otherwise a
@@ -164,10 +166,13 @@ def due(turns: Sequence[Turn], measured: Iterable[Key]) -> tuple[Turn, ...]:
     Args:
         turns: of the whole sweep, in order.
         measured: cells that have a time.
+        elsewhere: those of them that another GPU has measured.
     """
-    done = set(measured)
+    known, others = set(measured), set(elsewhere)
     left = []
-    for _, group in groupby(turns, key=lambda turn: turn.block):
+    for _, block in groupby(turns, key=lambda turn: turn.block):
+        group = tuple(block)
+        done = comparable({key for turn in group for key in turn.keys}, known, others)
         late: set[int] = set()
         for turn in group:
             fresh = late if turn.again else set()
@@ -176,3 +181,20 @@ def due(turns: Sequence[Turn], measured: Iterable[Key]) -> tuple[Turn, ...]:
             if ms:
                 left.append(turn.with_ms(ms))
     return tuple(left)
+
+
+K = TypeVar("K", bound=Hashable)
+
+
+def comparable(wanted: Set[K], measured: Set[K], elsewhere: Set[K]) -> Set[K]:
+    """The cells that can stay of those that are compared with each other.
+
+    Boards of a kind differ, so a comparison that another GPU has begun starts anew here. One that
+    is complete stays as it is.
+
+    Args:
+        wanted: all cells of the comparison.
+        measured: cells that have a time.
+        elsewhere: those of them that another GPU has measured.
+    """
+    return measured if wanted <= measured else measured - elsewhere

@@ -161,6 +161,7 @@ class Session:
         started: UTC time in ISO 8601.
         commit: of the source, "unknown" outside a checkout.
         seconds: wall time.
+        cards: UUIDs of the GPUs that it ran on, empty on a CPU.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
@@ -168,6 +169,7 @@ class Session:
     started: Text
     commit: Text
     seconds: Amount
+    cards: tuple[Text, ...]
 
 
 class PlacedCell(Protocol):

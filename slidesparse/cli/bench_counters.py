@@ -19,6 +19,7 @@ from slidesparse.cli.options import check_outputs
 from slidesparse.cli.sweep_run import one_interrupt
 from slidesparse.cli.sweep_start import (
     check_gpus,
+    drop_elsewhere,
     load_specs,
     make_ready,
     read_before,
@@ -27,6 +28,7 @@ from slidesparse.cli.sweep_start import (
     seed_of,
 )
 from slidesparse.cli.target import open_cache
+from slidesparse.devices import cards
 from slidesparse.errors import UsageError
 
 if TYPE_CHECKING:
@@ -63,12 +65,16 @@ def measure_load(options: LoadOptions) -> None:
     before = read_before(file, options.fresh, read_json)
     load = _load(options, before)
     versions = {"slidesparse": __version__, "vllm": version_of("vllm")}
-    heading = LoadHeading(str(device), cache.fingerprint, versions, specs, load)
+    heading = LoadHeading(
+        *(str(device), cache.fingerprint, versions, specs, cards(device, options.tp)), load
+    )
     refuse_other_settings(heading, before, file)
     book = LoadBook(heading, before)
-    turns = due(load.turns(), book.measured)
+    turns = due(load.turns(), book.measured, book.elsewhere)
+    models = {turn.block[:2] for turn in turns}
+    lines = drop_elsewhere(book, lambda key: key[:2] in models)
     if not options.quiet:
-        say_first(first_lines(heading, turns))
+        say_first([*first_lines(heading, turns), *lines])
     if options.dry_run:
         _list_turns(turns)
         return

@@ -24,6 +24,7 @@ from slidesparse.cli.sweep_options import CPU_MODEL, GPU_MODEL, Options, sweep_o
 from slidesparse.cli.sweep_run import one_interrupt, run_sweep
 from slidesparse.cli.sweep_start import (
     check_gpus,
+    drop_elsewhere,
     load_specs,
     make_ready,
     read_before,
@@ -32,6 +33,7 @@ from slidesparse.cli.sweep_start import (
     seed_of,
 )
 from slidesparse.cli.target import open_cache
+from slidesparse.devices import cards
 from slidesparse.errors import UsageError
 
 if TYPE_CHECKING:
@@ -107,10 +109,12 @@ def _command(stage: str, options: Options) -> None:
     heading = _heading(sweep, engine, device, cache, specs)
     refuse_other_settings(heading, before, file)
     book = SweepBook(heading, before)
-    turns = due(sweep.turns(), book.measured)
+    turns = due(sweep.turns(), book.measured, book.elsewhere)
+    blocks = {turn.block for turn in turns}
+    lines = drop_elsewhere(book, lambda key: key.block in blocks)
     if not options.quiet:
         stock = f"Stock: {heading.stock}. Timed: {heading.timed}."
-        say_first([first_line(heading, engine, device), stock])
+        say_first([first_line(heading, engine, device), stock, *lines])
     if options.dry_run:
         _list_turns(turns, specs)
         return
@@ -188,6 +192,7 @@ def _heading(
         fingerprint=cache.fingerprint,
         versions=versions,
         specs=specs,
+        cards=cards(device, sweep.tp if engine.name == VLLM else 1),
         stock=kind.stock,
         timed=kind.timed,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,7 +12,7 @@ from slidesparse.cli.target import refuse_fp8, require_triton
 from slidesparse.errors import UsageError
 
 if TYPE_CHECKING:
-    from slidesparse.bench.sweep.cells import CellsHeading, CellsRecord
+    from slidesparse.bench.sweep.cells import CellsBook, CellsHeading, CellsRecord
     from slidesparse.cache import TuningCache
     from slidesparse.devices import Device
     from slidesparse.models import ModelSpec
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 R = TypeVar("R", bound="CellsRecord[Any]")
 """What the result file holds."""
+
+K = TypeVar("K", bound=Hashable)
+"""What names a cell."""
 
 
 def load_specs(names: Sequence[str], tp: int) -> dict[str, ModelSpec]:
@@ -108,6 +111,26 @@ def refuse_other_settings(heading: CellsHeading[R], before: R | None, file: Path
             f"{file} was measured otherwise: {'; '.join(differences)}. Name another file, or start "
             "anew with --fresh"
         )
+
+
+def drop_elsewhere(book: CellsBook[Any, K, Any], compared: Callable[[K], bool]) -> list[str]:
+    """Drop what another GPU has measured of the comparisons that go on here.
+
+    Args:
+        book: of the run.
+        compared: whether a cell is compared with one that is due.
+
+    Returns:
+        What to say of it: a line, or none.
+    """
+    count = book.forget([key for key in book.elsewhere if compared(key)])
+    if not count:
+        return []
+    cells = "1 cell" if count == 1 else f"{count} cells"
+    return [
+        f"Dropped {cells} that another GPU has measured: its comparison was not complete, and two "
+        "boards of a kind differ."
+    ]
 
 
 def seed_of(asked: int | None, before: CellsRecord[Any] | None) -> int:

@@ -191,6 +191,36 @@ def test_a_file_of_the_other_stage_is_refused(sweep: Sweep, tmp_path: Path) -> N
     assert_one_line(sweep(*options, stage="prefill"), 2, "stage prefill here, decode there")
 
 
+def test_another_gpu_does_not_go_on_with_half_a_comparison(
+    sweep: Sweep, log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def board(uuid: str) -> None:
+        monkeypatch.setattr("slidesparse.cli.bench_sweep.cards", lambda device, count: (uuid,))
+
+    file = tmp_path / "out.json"
+    board("a")
+    assert sweep("--json", str(file), script={"ours 6:8 M=4": "exit"}).exit_code == 1
+    assert len(read_json(file).measured) == 5
+    board("b")
+    listed = sweep("--json", str(file), "--dry-run")
+    line = (
+        "Dropped 5 cells that another GPU has measured: its comparison was not complete, and two "
+        "boards of a kind differ."
+    )
+    assert listed.stdout.splitlines()[2:4] == [line, "3 processes, 6 cells:"]
+    assert len(read_json(file).measured) == 5
+    assert sweep("--json", str(file)).exit_code == 0
+    record = read_json(file)
+    assert len(record.measured) == 6
+    assert {record.sessions[cell.session].cards for cell in record.cells} == {("b",)}
+    board("c")
+    again = sweep("--json", str(file))
+    assert "Dropped" not in again.stdout
+    assert f"every cell is in {file}" in again.stderr
+    wider = sweep("--json", str(file), "--m", "2", "--patterns", "8:10", "--dry-run")
+    assert "Dropped 6 cells that another GPU has measured" in wider.stdout
+
+
 @pytest.mark.parametrize("content", ['{"kind": "slidesparse-sw', '{"kind": "other"}', ""])
 def test_a_damaged_file_is_neither_read_nor_overwritten(
     content: str, sweep: Sweep, log: Path, tmp_path: Path

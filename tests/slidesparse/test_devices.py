@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from slidesparse import devices, libraries, monitor
-from slidesparse.devices import CPU, Device, Fingerprint, detect, l2_bytes, select_device
+from slidesparse.devices import CPU, Device, Fingerprint, cards, detect, l2_bytes, select_device
 from slidesparse.errors import DeviceError, UsageError
 
 
@@ -54,6 +54,14 @@ def _fresh() -> Iterator[None]:
 @pytest.fixture
 def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", fake_torch(2))
+
+
+def test_boards_are_told_apart_by_uuid(two_gpus: None) -> None:
+    assert cards(Device("cuda", 0), 2) == ("0f-00", "0f-00")
+    assert cards(Device("cuda", 1)) == ("0f-00",)
+    assert cards(CPU, 2) == ()
+    with pytest.raises(DeviceError, match="cuda:2 does not exist; this machine has cuda:0, cuda:1"):
+        cards(Device("cuda", 1), 2)
 
 
 def test_importing_devices_imports_no_torch() -> None:

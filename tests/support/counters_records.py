@@ -57,7 +57,7 @@ MEANS = {
 def heading(**changes: Any) -> LoadHeading:
     """Of one model on an H200."""
     versions = {"slidesparse": "1", "vllm": "0.25.1"}
-    made = LoadHeading("cuda:0", H200, versions, {MODEL: load_model(MODEL)}, LOAD)
+    made = LoadHeading("cuda:0", H200, versions, {MODEL: load_model(MODEL)}, ("card-a",), LOAD)
     return replace(made, **changes)
 
 

@@ -52,6 +52,7 @@ def make_heading(sweep: Sweep | None = None, **changes: Any) -> Heading:
         "specs": {name: load_model(name) for name in sweep.models},
         "stock": "vLLM as it is",
         "timed": "the whole model",
+        "cards": ("card-a",),
     }
     return Heading(**{**settings, **changes})
 

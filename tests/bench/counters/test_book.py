@@ -29,6 +29,26 @@ def test_a_run_goes_on_where_it_was_left() -> None:
     assert due(LOAD.turns(), book.measured) == ()
 
 
+def test_what_another_gpu_has_begun_starts_anew_with_its_other_mode() -> None:
+    """Eager and graphs stand side by side: one GPU measures both."""
+    here = heading(cards=("card-b",))
+    assert here.differences(record()) == []
+    book = LoadBook(here, record())
+    assert set(book.elsewhere) == set(book.measured)
+    assert due(LOAD.turns(), book.measured, book.elsewhere) == LOAD.turns()
+    assert book.forget(book.elsewhere) == 5
+    book.add(outcome(Mode.GRAPHS, found(1024, 17000.0), 1024))
+    assert book.elsewhere == ()
+    assert [session.cards for session in book.record(interrupted=False).sessions] == [
+        *(("card-a",), ("card-b",)),
+    ]
+    # A file that is complete stays as it is, wherever it was measured.
+    done = LoadBook(heading(), record())
+    done.add(outcome(Mode.GRAPHS, found(1024, 17000.0), 1024))
+    there = LoadBook(here, done.record(interrupted=False))
+    assert due(LOAD.turns(), there.measured, there.elsewhere) == ()
+
+
 def test_more_concurrencies_are_added_to_a_file() -> None:
     more = heading(load=replace(LOAD, concurrencies=(64,), modes=(Mode.GRAPHS,)))
     assert more.differences(record()) == []

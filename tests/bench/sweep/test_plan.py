@@ -68,6 +68,26 @@ def test_another_block_is_left_alone() -> None:
     assert [turn.block.dtype for turn in left] == [DType.FP8, DType.FP8]
 
 
+def test_a_comparison_that_another_gpu_has_begun_starts_anew() -> None:
+    """And one that is complete stays."""
+    turns = make_sweep(dtypes=(DType.INT8, DType.FP8)).turns()
+    every = [key for turn in turns for key in turn.keys]
+    here = {Key(BLOCK, OURS, False, 512)}
+    left = due(turns, set(every) - here, elsewhere=set(every) - here)
+    assert {turn.block.dtype for turn in left} == {DType.FP8}
+    assert labels(left) == labels(make_sweep().turns())
+    assert due(turns, every, elsewhere=every) == ()
+
+
+def test_what_this_gpu_has_begun_goes_on() -> None:
+    turns = make_sweep().turns()
+    every = [key for turn in turns for key in turn.keys]
+    elsewhere = [Key(BLOCK, STOCK, False, 4096)]
+    missing = {Key(BLOCK, OURS_SIX, False, 4096)}
+    left = due(turns, set(every) - missing, elsewhere)
+    assert labels(left) == ["stock 4096", "ours 6:8 4096", "stock again 4096"]
+
+
 def test_keys_and_turns_name_themselves() -> None:
     last = make_sweep().turns()[-1]
     assert str(last) == "qwen2.5-7b fp8_e4m3 graphs stock again"
