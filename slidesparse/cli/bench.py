@@ -15,7 +15,7 @@ from slidesparse.cli.bench_agreement import agreement
 from slidesparse.cli.bench_attention import attention
 from slidesparse.cli.bench_linear import linear
 from slidesparse.cli.bench_sweep import decode, prefill
-from slidesparse.cli.endings import end_early, write_each
+from slidesparse.cli.endings import finish, write_each
 from slidesparse.cli.options import DTypeName, OpList, PatternList, TokenCounts, check_outputs
 from slidesparse.cli.target import open_cache, refuse_fp8, require_triton, target_options
 from slidesparse.errors import UsageError
@@ -157,7 +157,7 @@ def kernels(
             print_kernels(record, console)
     finally:
         unwritten = write_each(record, (write_json, json_path), (write_csv, csv_path))
-    _finish(record, end, unwritten)
+    finish(end, unwritten, _failure(record))
 
 
 def heading(model: str, device: Device, name: str) -> str:
@@ -205,25 +205,13 @@ def _run(
             skipped.sort(key=lambda item: row_order(item.problem))
 
 
-def _finish(
-    record: KernelRecord, end: KeyboardInterrupt | DeviceLost | None, unwritten: list[str]
-) -> None:
-    """Exit with 130 if interrupted, 1 if anything is lost, wrong or unwritten, or there is nothing.
-
-    Args:
-        record: of the run.
-        end: what ended it early, or None.
-        unwritten: why files are not there, one line each.
-    """
-    end_early(end, unwritten)
+def _failure(record: KernelRecord) -> str | None:
+    """What is wrong, or why nothing was measured; None where all is well."""
     wrong = [row for row in record.rows if row.error is not None]
     if wrong:
         count, total = len(wrong), len(record.rows)
-        raise click.ClickException(
-            f"{count} of {total} kernels failed, first {wrong[0].problem}: {wrong[0].error}"
-        )
+        return f"{count} of {total} kernels failed, first {wrong[0].problem}: {wrong[0].error}"
     if not record.rows:
         first = record.skipped[0]
-        raise click.ClickException(f"nothing was measured; {first.problem}: {first.reason}")
-    if unwritten:
-        raise SystemExit(1)
+        return f"nothing was measured; {first.problem}: {first.reason}"
+    return None

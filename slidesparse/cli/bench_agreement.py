@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from slidesparse.cli.endings import end_early, write_each
+from slidesparse.cli.endings import finish, write_each
 from slidesparse.cli.options import ModeList, Seconds, check_writable
 from slidesparse.cli.target import open_cache, target_options
 from slidesparse.errors import UsageError
@@ -193,7 +193,7 @@ def measure(run: AgreementRun, json_path: Path | None, quiet: bool) -> None:
             print_agreement(record, make_console())
     finally:
         unwritten = write_each(record, (write_json, json_path))
-    _finish(record, end, unwritten)
+    finish(end, unwritten, _failure(record))
 
 
 def _run(run: AgreementRun, prepared: Sequence[Prepared], quiet: bool) -> None:
@@ -209,13 +209,11 @@ def _run(run: AgreementRun, prepared: Sequence[Prepared], quiet: bool) -> None:
             progress.advance()
 
 
-def _finish(record: AgreementRecord, end: KeyboardInterrupt | None, unwritten: list[str]) -> None:
+def _failure(record: AgreementRecord) -> str | None:
+    """The first problem and how many more there are; None where all is as the limits want it."""
     from slidesparse.bench.agreement.verdict import problems
 
-    end_early(end, unwritten)
     found = problems(record)
-    if found:
-        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-        raise click.ClickException(f"{found[0]}{more}")
-    if unwritten:
-        raise SystemExit(1)
+    if not found:
+        return None
+    return f"{found[0]} (and {len(found) - 1} more)" if len(found) > 1 else found[0]

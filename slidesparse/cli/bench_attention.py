@@ -18,7 +18,7 @@ from slidesparse.cli.attention_options import (
     Options,
     attention_options,
 )
-from slidesparse.cli.endings import end_early, write_each
+from slidesparse.cli.endings import finish, write_each
 from slidesparse.cli.options import check_outputs
 from slidesparse.errors import UsageError
 from slidesparse.problem import DType
@@ -124,7 +124,7 @@ def _measure(options: Options) -> None:
         left_out=tuple(found.left_out),
     )
     unwritten = _report(options, record, "", ending=True)
-    _finish(record, end, unwritten)
+    finish(end, unwritten, _failure(record))
 
 
 def first_line(problem: AttentionProblem, device: Device, name: str) -> str:
@@ -240,30 +240,17 @@ def _report(
         files = (write_json, options.json_path), (write_csv, options.csv_path)
         unwritten = write_each(record, *files)
     if unwritten and not ending:
-        end_early(None, unwritten)
-        raise SystemExit(1)
+        finish(None, unwritten, None)
     return unwritten
 
 
-def _finish(
-    record: AttentionRecord, end: KeyboardInterrupt | DeviceLost | None, unwritten: list[str]
-) -> None:
-    """Exit with 130 if interrupted, 1 if anything is lost, wrong or unwritten, or there is nothing.
-
-    Args:
-        record: of the run.
-        end: what ended it early, or None.
-        unwritten: why files are not there, one line each.
-    """
-    end_early(end, unwritten)
+def _failure(record: AttentionRecord) -> str | None:
+    """What is wrong, or why nothing was measured; None where all is well."""
     wrong = [it for it in record.left_out if str(it.kind) == "wrong"]
     if wrong:
         first = wrong[0]
-        raise click.ClickException(f"{first.backend}, {first.problem}: {first.reason}")
+        return f"{first.backend}, {first.problem}: {first.reason}"
     if not record.rows:
         left = record.left_out[0]
-        raise click.ClickException(
-            f"nothing was measured; {left.backend}, {left.problem}: {left.kind}: {left.reason}"
-        )
-    if unwritten:
-        raise SystemExit(1)
+        return f"nothing was measured; {left.backend}, {left.problem}: {left.kind}: {left.reason}"
+    return None

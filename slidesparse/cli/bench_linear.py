@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from slidesparse.cli.endings import end_early, write_each
+from slidesparse.cli.endings import finish, write_each
 from slidesparse.cli.options import DTypeList, PatternList, TokenCounts, check_outputs
 from slidesparse.cli.target import open_cache, refuse_fp8, require_triton, target_options
 from slidesparse.errors import UsageError
@@ -175,7 +175,7 @@ def linear(
             print_linears(record, console)
     finally:
         unwritten = write_each(record, (write_json, json_path), (write_csv, csv_path))
-    _finish(record, end, unwritten)
+    finish(end, unwritten, _failure(record))
 
 
 def choose_layers(spec: ModelSpec, tp: int, names: str | None) -> tuple[LinearLayer, ...]:
@@ -235,28 +235,16 @@ def _run(
                 progress.say(f"{layer.name} {it.on_dense()}")
 
 
-def _finish(
-    record: LinearRecord, end: KeyboardInterrupt | DeviceLost | None, unwritten: list[str]
-) -> None:
-    """Exit with 130 if interrupted, 1 if anything is lost, wrong or unwritten, or there is nothing.
-
-    Args:
-        record: of the run.
-        end: what ended it early, or None.
-        unwritten: why files are not there, one line each.
-    """
-    end_early(end, unwritten)
+def _failure(record: LinearRecord) -> str | None:
+    """What is wrong, or why nothing was measured; None where all is well."""
     wrong = [row for row in record.rows if row.error is not None]
     if wrong:
         first = wrong[0]
-        raise click.ClickException(
+        return (
             f"{len(wrong)} of {len(record.rows)} linears failed, first {first.layer.name} "
             f"{first.problem}: {first.error}"
         )
     if not record.rows:
         skipped = record.skipped[0]
-        raise click.ClickException(
-            f"nothing was measured; {skipped.layer.name} {skipped.problem}: {skipped.reason}"
-        )
-    if unwritten:
-        raise SystemExit(1)
+        return f"nothing was measured; {skipped.layer.name} {skipped.problem}: {skipped.reason}"
+    return None

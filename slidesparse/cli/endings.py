@@ -29,12 +29,15 @@ def write_each(record: R, *files: tuple[Callable[[R, Path], None], Path | None])
     return failures
 
 
-def end_early(end: KeyboardInterrupt | DeviceLost | None, unwritten: list[str]) -> None:
-    """Say what was not written; exit with 130 if the run was interrupted, 1 if the device was lost.
+def finish(
+    end: KeyboardInterrupt | DeviceLost | None, unwritten: list[str], failure: str | None
+) -> None:
+    """Exit with 130 if interrupted, 1 if anything is lost, wrong or unwritten; say what.
 
     Args:
         end: what ended the run early, or None.
         unwritten: why files are not there, one line each.
+        failure: what of the run failed, None if nothing did.
     """
     for reason in unwritten:
         click.echo(f"Error: {reason}", err=True)
@@ -43,3 +46,7 @@ def end_early(end: KeyboardInterrupt | DeviceLost | None, unwritten: list[str]) 
         raise SystemExit(EXIT_INTERRUPTED)
     if end is not None:
         raise click.ClickException(f"{end}; what was measured before is kept")
+    if failure is not None:
+        raise click.ClickException(failure)
+    if unwritten:
+        raise SystemExit(1)

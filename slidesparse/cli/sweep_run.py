@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import click
 
-from slidesparse.cli.endings import end_early, write_each
+from slidesparse.cli.endings import finish, write_each
 from slidesparse.cli.sweep_options import Options
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def run_and_end(
         unwritten += write_each(record, *outputs.others)
     if end is not None and file is not None and not unwritten:
         click.echo(f"{file} holds what was measured; the same command goes on", err=True)
-    _finish(record, end, unwritten)
+    _end(record, end, unwritten)
 
 
 def _run(
@@ -165,25 +165,16 @@ def _run(
                     progress.note(f"FAILED {cell.key}: {cell.failure}: {cell.reason}")
 
 
-def _finish(record: CellsRecord[Any], end: KeyboardInterrupt | None, unwritten: list[str]) -> None:
-    """Exit with 130 if interrupted, 1 if a cell failed or a file is not written.
-
-    Args:
-        record: of the run.
-        end: what ended it early, or None.
-        unwritten: why files are not there, one line each.
-    """
+def _end(record: CellsRecord[Any], end: KeyboardInterrupt | None, unwritten: list[str]) -> None:
+    """Exit as `finish` does where a cell failed; say how many are left for want of time."""
     from slidesparse.bench.sweep.runner import Kind
 
-    end_early(end, unwritten)
     late = [cell for cell in record.failed if cell.failure is Kind.BUDGET]
     failed = [cell for cell in record.failed if cell.failure is not Kind.BUDGET]
+    failure = None
     if failed:
-        first = failed[0]
-        raise click.ClickException(
-            f"{len(failed)} of {len(record.cells)} cells failed, first {first.key}: {first.reason}"
-        )
-    if late:
+        first, total = failed[0], len(record.cells)
+        failure = f"{len(failed)} of {total} cells failed, first {first.key}: {first.reason}"
+    elif late and end is None:
         click.echo(f"{len(late)} cells are left: {late[0].reason}", err=True)
-    if unwritten:
-        raise SystemExit(1)
+    finish(end, unwritten, failure)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from cli_runs import assert_one_line
 from click.testing import CliRunner, Result
 from eval_models import learned_model, make_text, save
 from safetensors.torch import load_file, save_file
@@ -54,16 +55,6 @@ def with_calibration(folder: Path, *arguments: str) -> Result:
 def read(path: Path, result: Result) -> AccuracyRecord:
     assert result.exit_code == 0, result.output
     return read_json(path)
-
-
-def assert_one_line(result: Result, code: int, *texts: str) -> None:
-    assert result.exit_code == code, result.output
-    assert isinstance(result.exception, SystemExit), result.exception
-    line = result.stderr.strip().splitlines()[-1]
-    assert line.startswith("Error: "), result.stderr
-    assert "Traceback" not in result.stderr
-    for text in texts:
-        assert text in line, line
 
 
 def test_the_whole_table(folder: Path, tmp_path: Path) -> None:

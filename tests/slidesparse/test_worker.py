@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from cli_runs import gone
 
 from slidesparse.devices import CPU
 from slidesparse.errors import CandidateError, SearchError
@@ -44,20 +45,6 @@ def start_worker(monkeypatch):
 def started(worker):
     """The process id of the worker, which now runs."""
     return worker.call("count", timeout=60)[1]
-
-
-def gone(pid, within=10.0):
-    """Whether a process that may not be our child ends in time; a zombie is gone."""
-    end = time.monotonic() + within
-    while time.monotonic() < end:
-        try:
-            state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-        except FileNotFoundError:
-            return True
-        if state == "Z":
-            return True
-        time.sleep(0.05)
-    return False
 
 
 @pytest.mark.parametrize(

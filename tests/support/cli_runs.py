@@ -32,6 +32,20 @@ def assert_one_line(result: Result, code: int, *texts: str) -> None:
         assert text in line, line
 
 
+def gone(pid: int, within: float = 10.0) -> bool:
+    """Whether a process that may not be our child ends in time; a zombie is gone."""
+    end = time.monotonic() + within
+    while time.monotonic() < end:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        except FileNotFoundError:
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.05)
+    return False
+
+
 def run_without_torch(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the command in a process that fails if it imports torch; its exit code is the command's.
 

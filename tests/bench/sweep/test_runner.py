@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from cli_runs import gone
 from sweep_engines import LOG, SCRIPT, calls, pids
 from sweep_records import make_sweep
 
@@ -42,19 +42,6 @@ def run(log: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         return {it.key.m: it.found for it in runner.run([SIX])}
 
     return runs
-
-
-def gone(pid: int, within: float = 10.0) -> bool:
-    end = time.monotonic() + within
-    while time.monotonic() < end:
-        try:
-            state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-        except FileNotFoundError:
-            return True
-        if state == "Z":
-            return True
-        time.sleep(0.05)
-    return False
 
 
 def test_one_process_measures_all_m_the_largest_last(run: Run, log: Path) -> None:
