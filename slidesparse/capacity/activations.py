@@ -29,8 +29,9 @@ LOGITS_V2 = FLOAT + 4
 LOGITS_V1 = FLOAT + 4 + 4 + 4
 """V1's samples with top-k and top-p: besides them the probabilities and the exponential noise."""
 
-SEGMENT = 2 * 2**20
-"""torch's allocator takes large tensors in multiples of it (c10/cuda/CUDACachingAllocator)."""
+SEGMENT, UNSPLIT = 2 * 2**20, 2**20
+"""torch's allocator takes large blocks in multiples of the first and gives all of one to a tensor
+that leaves no more than the second (c10/cuda/CUDACachingAllocator, should_split)."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,8 @@ def _compiling(settings: Settings) -> Iterator[Tensor]:
     """
     spec, tokens = settings.spec, settings.batched_tokens
     table = FLOAT * padded_vocab(spec, settings.tp) * spec.hidden
-    yield Tensor("second embedding, to time kernels with", -(-table // SEGMENT) * SEGMENT)
+    left = -table % SEGMENT
+    yield Tensor("second embedding, to time kernels with", table + (left if left <= UNSPLIT else 0))
     yield Tensor("residual stream", FLOAT * tokens * spec.hidden)
     if settings.tp == 1:  # Else an all-reduce parts the norm from the look-up.
         yield Tensor("normed hidden states", FLOAT * tokens * spec.hidden)
