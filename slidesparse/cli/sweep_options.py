@@ -33,8 +33,9 @@ PATTERNS, CPU_PATTERNS = "dense,2:4,4:6,6:8,8:10", "dense,6:8"
 DECODE_M = (1, 16, 64, 128, 256, 512)
 GPU_M = {"prefill": SWEEP_M, "decode": DECODE_M}
 CPU_M = {"prefill": (16, 32), "decode": (1, 4)}
-PROMPT = {"prefill": 1024, "decode": 128}
-OUTPUTS = 128
+PROMPT = {"prefill": 1024, "decode": 16}
+OUTPUTS = 400
+"""Long enough for NVML's second of power at a few milliseconds a step, after a short prefill."""
 GPU_REPEATS, CPU_REPEATS = 10, 3
 
 

@@ -51,9 +51,15 @@ class Prepared:
         self.plan = plan
         self.dtype, self.out = TORCH_DTYPES[plan.dtype], TORCH_DTYPES[plan.out]
         forms = plan.forms
+        ways = [make_way(plan, step.candidate) for step in plan.steps]
+        variants = [variant for way in ways for variant in way.variants]
+        if len(variants) > 1:
+            from slidesparse.kernels.native.program import compile_variants
+
+            # One by one they take a second each; what cannot be compiled, `prepare` explains.
+            compile_variants(variants)
         self.steps: list[tuple[Way, int, Pattern]] = []
-        for step in plan.steps:
-            way = make_way(plan, step.candidate)
+        for step, way in zip(plan.steps, ways, strict=True):
             way.prepare(device)
             lift = plan.pattern if way.candidate.sparse else DENSE
             self.steps.append((way, forms.index(step.form), lift))

@@ -24,6 +24,7 @@ from slidesparse.tensors import TORCH_DTYPES
 if TYPE_CHECKING:
     from slidesparse.kernels.native import NativeConfig
     from slidesparse.kernels.native.gemm import Launch
+    from slidesparse.kernels.native.source import Variant
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +69,11 @@ class Way(ABC):
     @abstractmethod
     def refusal(cls, plan: LayerPlan, candidate: Candidate, sm: int) -> str | None:
         """Why it cannot run the layer on a GPU of this compute capability (0: the CPU), or None."""
+
+    @property
+    def variants(self) -> tuple[Variant, ...]:
+        """Variants of the native kernel that `prepare` compiles."""
+        return ()
 
     def prepare(self, device: torch.device) -> None:
         """Compile and load what runs on `device`.
@@ -203,18 +209,25 @@ class Native(Way):
             return str(error)
         return missing() or refusal(plan.n, k, plan.dtype, plan.out) or unfit(config, k)
 
+    @property
+    def variants(self) -> tuple[Variant, ...]:
+        """See `Way.variants`."""
+        from slidesparse.kernels.native.gemm import variant_of
+        from slidesparse.tensors import DTYPES
+
+        config = _native_config(self.candidate)
+        return (variant_of(config, self.k_run, self.dtype, DTYPES[self.out]),)
+
     def prepare(self, device: torch.device) -> None:
         """Compile the variant, or take it from disk, and load it."""
         super().prepare(device)
         self.launches: dict[tuple[int, ...], Launch] = {}
         self.lock = threading.Lock()
-        from slidesparse.kernels.native.gemm import variant_of
         from slidesparse.kernels.native.program import load
-        from slidesparse.tensors import DTYPES
 
         self.config = _native_config(self.candidate)
-        variant = variant_of(self.config, self.k_run, self.dtype, DTYPES[self.out])
-        load(variant, device.index or 0)
+        for variant in self.variants:
+            load(variant, device.index or 0)
 
     def run(
         self,

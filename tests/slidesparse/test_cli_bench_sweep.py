@@ -165,7 +165,7 @@ def test_a_seed_that_was_drawn_is_taken_up_again(sweep: Sweep, log: Path, tmp_pa
 @pytest.mark.parametrize(
     ("changed", "text"),
     [
-        (("--prompt", "64"), "prompt 64 here, 128 there"),
+        (("--prompt", "64"), "prompt 64 here, 16 there"),
         (("--repeats", "7"), "repeats 7 here, 3 there"),
         (("--seed", "6"), "seed 6 here, 5 there"),
     ],

@@ -102,8 +102,9 @@ class Layer:
     @property
     def problem(self) -> GemmProblem:
         """What a search would call it."""
+        n, k = self.w.shape
         return GemmProblem(
-            *(self.x.shape[0], *self.w.shape, DTYPES[self.x.dtype], DTYPES[self.out]),
+            *(self.x.shape[0], n, k, DTYPES[self.x.dtype], DTYPES[self.out]),
             Scales.NONE if self.out is INT32 else Scales.ROWCOL,
             self.pattern,
             self.bias is not None,

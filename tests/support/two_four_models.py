@@ -92,7 +92,7 @@ def two_four_tensors(dtype: torch.dtype | None, **sizes: Any) -> dict[str, torch
 
 def packed(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The same model with its linears in sparse-24-bitmask form."""
-    made = {}
+    made: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
         if name.endswith("proj.weight"):
             made |= bitmask(name.removesuffix(".weight"), tensor)

@@ -31,7 +31,7 @@ def plugin() -> dict[str, Any]:
     from slidesparse.layers.prepared import prepared
     from slidesparse.vllm import session
 
-    found = session._open
+    found = next((each for ref, each in session._sessions if ref() is not None), None)
     if found is None or not found.taken:
         return {"summary": found.summary() if found else "", "producers": [], "backends": []}
     index = torch.cuda.current_device()

@@ -173,7 +173,8 @@ def test_a_row_that_is_not_finite_spoils_no_other(seed):
 @pytest.mark.parametrize("shape", [(1, 32), (5, 96), (1509, 352), (20000, 896)], ids=str)
 def test_packing_gives_the_same_bytes_as_on_the_cpu(shape, dtype, seed):
     """20000 channels are more than one step of packing takes."""
-    w = slide(layers.draw(1, *shape, dtype, BF16, seed).w, layers.TWO_FOUR)
+    n, k = shape
+    w = slide(layers.draw(1, n, k, dtype, BF16, seed).w, layers.TWO_FOUR)
     packed, here = pack(w), pack(w.cpu())
     assert (packed.n, packed.k, packed.dtype) == (here.n, here.k, here.dtype) == (*shape, dtype)
     assert torch.equal(packed.data.cpu(), here.data)

@@ -223,9 +223,11 @@ def test_another_gpu_than_the_current_one(seed):
     data = layer.weight.data.to("cuda:1")
     torch.cuda.synchronize("cuda:1")
     weight = PackedWeight(data, layer.weight.n, layer.weight.k, layer.weight.dtype)
-    there = [t.to("cuda:1") for t in (layer.lifted, layer.w_scale, layer.x_scale)]
+    lifted, w_scale, x_scale = (
+        t.to("cuda:1") for t in (layer.lifted, layer.w_scale, layer.x_scale)
+    )
     assert torch.cuda.current_device() == 0
-    made = native_gemm(weight, *there, HAND["plain"])
+    made = native_gemm(weight, lifted, w_scale, x_scale, HAND["plain"])
     assert made.device == torch.device("cuda:1")
     assert torch.equal(made.to(CUDA), want)
 

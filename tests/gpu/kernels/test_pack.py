@@ -28,7 +28,8 @@ def assert_same(made, want):
 @pytest.mark.parametrize("shape", [(1, 64), (129, 3584), (3584, 18944)], ids=str)
 def test_equals_the_reference(dtype, text, shape, seed):
     pattern = Pattern.parse(text)
-    w = prune_magnitude(checks.draw(*shape, torch.float32, seed, CUDA) * 30, pattern).to(dtype)
+    n, k = shape
+    w = prune_magnitude(checks.draw(n, k, torch.float32, seed, CUDA) * 30, pattern).to(dtype)
     slid = slide(w, pattern)
     made = pack24(slid)
     assert_same(made, reference.pack24(slid))

@@ -48,7 +48,8 @@ def offered(problem: GemmProblem) -> bool:
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_candidates_are_right(session, form, shape, pattern):
-    problem = GemmProblem(*shape, *form, Pattern.parse(pattern))
+    (m, n, k), (dtype, out, scales) = shape, form
+    problem = GemmProblem(m, n, k, dtype, out, scales, Pattern.parse(pattern))
     opening = session.open(problem, Effort.NORMAL)
     outcomes = [session.screen(candidate) for candidate in opening.candidates]
     wrong = [o for o in outcomes if isinstance(o, Failure) and o.kind != "refused"]

@@ -72,9 +72,9 @@ def assert_all_right(session: Session, candidates: list[Candidate]) -> None:
 @pytest.mark.parametrize("form", FORMS, ids=lambda f: "-".join(map(str, f)))
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s[:3])))
 def test_candidates_are_right(session, form, shape):
-    m, n, k, pattern = shape
-    bias = form[2] is Scales.ROWCOL
-    problem = GemmProblem(m, n, k, *form, Pattern.parse(pattern), bias)
+    (m, n, k, pattern), (dtype, out, scales) = shape, form
+    bias = scales is Scales.ROWCOL
+    problem = GemmProblem(m, n, k, dtype, out, scales, Pattern.parse(pattern), bias)
     opening = session.open(problem, Effort.QUICK)
     assert opening.candidates, opening.left_out
     assert opening.defaults == (opening.candidates[0].key,)

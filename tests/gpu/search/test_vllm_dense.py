@@ -69,7 +69,8 @@ def test_it_is_available_and_says_its_version(gpu):
 @pytest.mark.parametrize("out", [BF16, FP16], ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
 def test_it_is_right_to_the_limits_of_every_search(session, shape, dtype, out, bias):
-    problem = GemmProblem(*shape, dtype, out, Scales.ROWCOL, bias=bias)
+    m, n, k = shape
+    problem = GemmProblem(m, n, k, dtype, out, Scales.ROWCOL, bias=bias)
     measurement = screened(session, problem)
     assert measurement.graph
     assert measurement.cold_l2

@@ -95,7 +95,8 @@ def test_the_longest_sums(way, dtype, tuned, seed):
 @pytest.mark.parametrize("sizes", [(288, 1202), (1504, 40)], ids=str)
 def test_every_pattern(sizes, pattern, way, dtype, tuned, seed):
     """K is no multiple of the block, and shorter than one stage."""
-    shape = layers.shape(*sizes, pattern, quantised=dtype, bias=True)
+    n, k = sizes
+    shape = layers.shape(n, k, pattern, quantised=dtype, bias=True)
     if way == "cusparselt" and dtype is FP8 and sizes[1] == 40:
         # K' is 64 or 96, which cuSPARSELt is not asked for.
         tuned([plans.race(shape, 16, {plans.CUSPARSELT: 1.0})])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import layer_checks as checks
 import layer_plans as plans
@@ -15,7 +16,7 @@ from slidesparse.candidate import Candidate
 from slidesparse.errors import KernelError
 from slidesparse.layers import SparseLinear
 from slidesparse.layers.op import linear_op
-from slidesparse.layers.prepared import prepared
+from slidesparse.layers.prepared import Prepared, prepared
 from slidesparse.layers.ways import Reference
 from slidesparse.pattern import DENSE, Pattern
 from slidesparse.problem import DType
@@ -203,6 +204,23 @@ def test_equal_layers_share_what_runs_them():
     text = first.plan.to_text()
     assert text == second.plan.to_text()
     assert prepared(text, "cpu", 0) is prepared(text, "cpu", 0)
+
+
+def test_native_kernels_of_a_plan_are_compiled_together(tmp_path, monkeypatch):
+    """NVRTC compiles for a GPU that is not there; only loading is left out."""
+    pytest.importorskip("cuda.core", reason="it compiles the CUDA sources")
+    monkeypatch.setenv("SLIDESPARSE_CACHE_DIR", str(tmp_path))
+    compiled, loaded = tmp_path / "native" / "entries", []
+
+    def load(variant, device):
+        loaded.append((variant, len(list(compiled.glob("*/*")))))
+
+    monkeypatch.setattr("slidesparse.kernels.native.program.load", load)
+    other = replace(plans.NATIVE, params={**plans.SMALL, "tokens": 64})
+    steps = [(16, plans.NATIVE), (64, other), (256, REFERENCE), (1024, plans.NATIVE)]
+    Prepared(plans.plan_of(shape_of(), steps), torch.device("cpu"))
+    assert [count for _, count in loaded] == [2, 2, 2]
+    assert len({variant for variant, _ in loaded}) == 2
 
 
 def test_nothing_is_made_ready_while_a_graph_is_captured(monkeypatch):

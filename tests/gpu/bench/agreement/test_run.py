@@ -15,7 +15,7 @@ from tiny_models import tiny_model
 
 from slidesparse.bench.agreement.record import AgreementRecord, read_json
 from slidesparse.bench.sweep.job import Mode, System
-from slidesparse.checkpoint import convert
+from slidesparse.checkpoint.convert import convert
 from slidesparse.devices import Device
 from slidesparse.pattern import Pattern
 from slidesparse.problem import parse_dtype

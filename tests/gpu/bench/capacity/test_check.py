@@ -78,16 +78,18 @@ def test_tokens_of_the_kv_cache_are_within_three_percent(
         pytest.skip(f"{spec.name} is too small for {model}")
     found = start(gpu, CheckJob(model, settings, seed=5))
     compared = {each.name: each for each in differences(plan, found)}
+    off = {name: it.planned / it.reported - 1 for name, it in compared.items() if it.reported}
     table = "\n".join(
-        f"{it.name}: planned {it.planned:,}, vLLM {it.reported:,} ({100 * it.ratio:+.2f} %)"
-        for it in compared.values()
+        f"{it.name}: planned {it.planned:,}, vLLM {it.reported:,}" for it in compared.values()
     )
     print(table)
     assert found.block_tokens == plan.layout.block_tokens
-    assert abs(compared["total"].ratio) < 0.001, table
-    assert abs(compared["budget"].ratio) < 0.001, table
-    assert abs(compared["weights"].ratio) < 0.02, table
-    assert abs(compared["KV-cache tokens"].ratio) <= TOLERANCE, table
+    assert abs(off["total"]) < 0.001, table
+    assert abs(off["budget"]) < 0.001, table
+    assert abs(off["weights"]) < 0.02, table
+    # The peak while the model is compiled; a start that finds it compiled has a lower one.
+    assert off["activations"] > -0.01, table
+    assert abs(off["KV-cache tokens"]) <= TOLERANCE, table
 
 
 @pytest.mark.parametrize("quant", ["fp8", "none"])

@@ -65,6 +65,7 @@ def test_the_command_fills_a_whole_record(gpu, tmp_path):
         assert row.ours is not None
         assert row.torch is not None, record.ways
         assert row.sets > 1
+        assert row.ratio is not None
         assert 0.1 < row.ratio < 10
         assert row.torch_how.startswith("torch.compile")
     for ways in record.ways:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
@@ -18,7 +19,7 @@ from run_tool import run_tool
 from tiny_models import tiny_model
 
 from slidesparse.cache import TuningCache
-from slidesparse.checkpoint import convert
+from slidesparse.checkpoint.convert import convert
 from slidesparse.devices import detect
 from slidesparse.pattern import Pattern
 from slidesparse.problem import parse_dtype
@@ -52,7 +53,8 @@ def served(gpu, root, tmp_path_factory):
             convert(source, folder, recipe)
         return folder
 
-    def run(dtype: str, pattern: str, **options: Any) -> dict[str, Any]:
+    def run(dtype: str, pattern: str, **given: Any) -> dict[str, Any]:
+        options = copy.deepcopy(given)  # Callers share theirs.
         key = json.dumps([dtype, pattern, options], sort_keys=True)
         if key not in made:
             folder = checkpoint(dtype, pattern)
