@@ -124,7 +124,6 @@ class TorchScaled(Way):
         sm = 10 * torch.cuda.get_device_capability(device)[0]
         self.fused = sm >= ROWWISE_SM and self.out is torch.bfloat16
         self.fast = bool(self.candidate.params.get("fast_accum", True))
-        self.one = torch.ones((), dtype=torch.float32, device=device)
         self.refused: set[int] = set()
 
     def run(
@@ -153,8 +152,10 @@ class TorchScaled(Way):
                     ) from error
                 log.info("M=%d N=%d K=%d is scaled after its product", m, self.n, self.k)
                 self.refused.add(m)
+        # Made here: what `prepare` makes may lie in memory that vLLM discards while it sleeps.
+        one = torch.ones((), dtype=torch.float32, device=q.device)
         # To float32: float16 and float32 results keep more bits than BF16 has.
-        raw = product(q, weight.t(), self.one, self.one, None, None, torch.float32, self.fast)
+        raw = product(q, weight.t(), one, one, None, None, torch.float32, self.fast)
         dequantize_rows(raw, x_scale, w_scale, bias, out)
 
 
