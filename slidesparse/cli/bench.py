@@ -157,7 +157,7 @@ def kernels(
             print_kernels(record, console)
     finally:
         unwritten = write_each(record, (write_json, json_path), (write_csv, csv_path))
-    finish(end, unwritten, _failure(record))
+    finish(end, unwritten, lambda: _failure(record))
 
 
 def heading(model: str, device: Device, name: str) -> str:

@@ -193,7 +193,7 @@ def measure(run: AgreementRun, json_path: Path | None, quiet: bool) -> None:
             print_agreement(record, make_console())
     finally:
         unwritten = write_each(record, (write_json, json_path))
-    finish(end, unwritten, _failure(record))
+    finish(end, unwritten, lambda: _failure(record))
 
 
 def _run(run: AgreementRun, prepared: Sequence[Prepared], quiet: bool) -> None:

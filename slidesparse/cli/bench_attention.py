@@ -124,7 +124,7 @@ def _measure(options: Options) -> None:
         left_out=tuple(found.left_out),
     )
     unwritten = _report(options, record, "", ending=True)
-    finish(end, unwritten, _failure(record))
+    finish(end, unwritten, lambda: _failure(record))
 
 
 def first_line(problem: AttentionProblem, device: Device, name: str) -> str:
@@ -240,7 +240,7 @@ def _report(
         files = (write_json, options.json_path), (write_csv, options.csv_path)
         unwritten = write_each(record, *files)
     if unwritten and not ending:
-        finish(None, unwritten, None)
+        finish(None, unwritten, lambda: None)
     return unwritten
 
 

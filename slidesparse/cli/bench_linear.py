@@ -175,7 +175,7 @@ def linear(
             print_linears(record, console)
     finally:
         unwritten = write_each(record, (write_json, json_path), (write_csv, csv_path))
-    finish(end, unwritten, _failure(record))
+    finish(end, unwritten, lambda: _failure(record))
 
 
 def choose_layers(spec: ModelSpec, tp: int, names: str | None) -> tuple[LinearLayer, ...]:

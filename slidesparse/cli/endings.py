@@ -30,14 +30,16 @@ def write_each(record: R, *files: tuple[Callable[[R, Path], None], Path | None])
 
 
 def finish(
-    end: KeyboardInterrupt | DeviceLost | None, unwritten: list[str], failure: str | None
+    end: KeyboardInterrupt | DeviceLost | None,
+    unwritten: list[str],
+    failure: Callable[[], str | None],
 ) -> None:
     """Exit with 130 if interrupted, 1 if anything is lost, wrong or unwritten; say what.
 
     Args:
         end: what ended the run early, or None.
         unwritten: why files are not there, one line each.
-        failure: what of the run failed, None if nothing did.
+        failure: says what of the run failed, None if nothing did; asked only of a whole run.
     """
     for reason in unwritten:
         click.echo(f"Error: {reason}", err=True)
@@ -46,7 +48,8 @@ def finish(
         raise SystemExit(EXIT_INTERRUPTED)
     if end is not None:
         raise click.ClickException(f"{end}; what was measured before is kept")
-    if failure is not None:
-        raise click.ClickException(failure)
+    failed = failure()
+    if failed is not None:
+        raise click.ClickException(failed)
     if unwritten:
         raise SystemExit(1)

@@ -132,7 +132,7 @@ def run_and_end(
         unwritten += write_each(record, *outputs.others)
     if end is not None and file is not None and not unwritten:
         click.echo(f"{file} holds what was measured; the same command goes on", err=True)
-    _end(record, end, unwritten)
+    finish(end, unwritten, lambda: _failure(record))
 
 
 def _run(
@@ -165,16 +165,15 @@ def _run(
                     progress.note(f"FAILED {cell.key}: {cell.failure}: {cell.reason}")
 
 
-def _end(record: CellsRecord[Any], end: KeyboardInterrupt | None, unwritten: list[str]) -> None:
-    """Exit as `finish` does where a cell failed; say how many are left for want of time."""
+def _failure(record: CellsRecord[Any]) -> str | None:
+    """The first cell that failed and how many did; else says how many are left for want of time."""
     from slidesparse.bench.sweep.runner import Kind
 
     late = [cell for cell in record.failed if cell.failure is Kind.BUDGET]
     failed = [cell for cell in record.failed if cell.failure is not Kind.BUDGET]
-    failure = None
     if failed:
         first, total = failed[0], len(record.cells)
-        failure = f"{len(failed)} of {total} cells failed, first {first.key}: {first.reason}"
-    elif late and end is None:
+        return f"{len(failed)} of {total} cells failed, first {first.key}: {first.reason}"
+    if late:
         click.echo(f"{len(late)} cells are left: {late[0].reason}", err=True)
-    finish(end, unwritten, failure)
+    return None
