@@ -7,6 +7,8 @@ its own. Sizes do not depend on values.
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,7 +108,11 @@ class CapacityEngine:
         if not self._device.is_gpu:
             raise UsageError("--check starts vLLM, which needs an NVIDIA GPU; leave --check out")
         prepare()
-        live = LiveEngine(start_llm(engine_arguments(self._job)))
+        arguments = engine_arguments(self._job)
+        with tempfile.TemporaryDirectory(prefix="slidesparse-vllm-") as compiled:
+            # As on a first start, which is what the plan is for: nothing is compiled yet.
+            os.environ["VLLM_CACHE_ROOT"] = compiled
+            live = LiveEngine(start_llm(arguments))
         blocks, size = live.kv_blocks
         cache = live.config.cache_config
         tokens = getattr(cache, "kv_cache_size_tokens", None)

@@ -11,7 +11,7 @@ from slidesparse.bench.counters.sampler import Source
 from slidesparse.bench.counters.samples import Summary
 from slidesparse.bench.counters.window import PAIRS, SamplingCost
 from slidesparse.bench.sweep.job import Job, Mode, Stage, System, Variant
-from slidesparse.bench.sweep.plan import Key, Turn, comparable
+from slidesparse.bench.sweep.plan import Key, Known, Turn
 from slidesparse.problem import DType
 
 BUILD_S: Mapping[Mode, float] = {Mode.EAGER: 90.0, Mode.GRAPHS: 150.0}
@@ -166,21 +166,17 @@ def load_key(key: Key) -> LoadKey:
     return LoadKey(*key.block, key.m)
 
 
-def due(
-    turns: Sequence[Turn], measured: Sequence[LoadKey], elsewhere: Sequence[LoadKey] = ()
-) -> tuple[Turn, ...]:
+def due(turns: Sequence[Turn], known: Known[LoadKey]) -> tuple[Turn, ...]:
     """What is left of them; eager and graphs of a model are compared, so one GPU measures both.
 
     Args:
         turns: of the whole run.
-        measured: cells that have figures.
-        elsewhere: those of them that another GPU has measured.
+        known: of its cells.
     """
     left = []
     for turn in turns:
         beside = [other for other in turns if other.block[:2] == turn.block[:2]]
-        wanted = {load_key(key) for other in beside for key in other.keys}
-        done = comparable(wanted, set(measured), set(elsewhere))
+        done = known.done({load_key(key) for other in beside for key in other.keys})
         ms = [m for m in turn.job.ms if load_key(turn.key(m)) not in done]
         if ms:
             left.append(turn.with_ms(ms))

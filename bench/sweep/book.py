@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from slidesparse.bench.sweep.cells import CellsBook, CellsHeading
-from slidesparse.bench.sweep.job import CellTime, System
+from slidesparse.bench.sweep.job import CellTime, Stage, System
 from slidesparse.bench.sweep.plan import Block, Key, Sweep
 from slidesparse.bench.sweep.record import Cell, Figures, SweepRecord
 from slidesparse.bench.sweep.runner import Failure, Outcome
 from slidesparse.models import int32_overflows
 from slidesparse.problem import INT32_MAX
+
+VLLM = "vllm"
+"""The engine of whole models; its steps are those of requests."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Heading(CellsHeading[SweepRecord]):
         timed: what a step holds.
     """
 
-    FIXED: ClassVar = ("tp", "prompt", "outputs", "repeats", "seed", "device")
+    FIXED: ClassVar = ("tp", "repeats", "seed", "device")
     LISTS: ClassVar = ("models", "dtypes", "patterns", "m", "modes")
 
     sweep: Sweep
@@ -60,11 +63,16 @@ class Heading(CellsHeading[SweepRecord]):
         }
 
     def besides(self, record: SweepRecord) -> dict[str, tuple[Any, Any]]:
-        """Stage and engine."""
-        return {
+        """Stage and engine, and how long requests are where the engine has any."""
+        found: dict[str, tuple[Any, Any]] = {
             "stage": (str(self.sweep.stage), str(record.stage)),
             "engine": (self.engine, record.engine),
         }
+        if self.engine == VLLM:
+            found["prompt"] = self.sweep.prompt, record.settings.get("prompt")
+            if self.sweep.stage is Stage.DECODE:
+                found["outputs"] = self.sweep.outputs, record.settings.get("outputs")
+        return found
 
 
 class SweepBook(CellsBook[Heading, Key, Cell]):
@@ -83,6 +91,10 @@ class SweepBook(CellsBook[Heading, Key, Cell]):
         super().__init__(heading, before)
         if before is not None and before.settings.get("same_weights"):
             self._settings["same_weights"] = True
+
+    def comparison(self, key: Key) -> Block:
+        """Model, dtype and mode."""
+        return key.block
 
     def add(self, outcome: Outcome[CellTime]) -> Cell:
         """Take what became of a cell; it replaces what was known of it."""

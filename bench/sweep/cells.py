@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Protocol, TypedDict, TypeVar
 
 from slidesparse.bench.result_file import source_commit
+from slidesparse.bench.sweep.plan import Known
 from slidesparse.bench.sweep.record import Session
 from slidesparse.bench.sweep.runner import Failure, Kind
 from slidesparse.candidate import timestamp
@@ -45,6 +46,9 @@ class AnyCell(Protocol[K_co]):
     def session(self) -> int:
         """Index of the session that measured it."""
 
+
+SETTLED = (Kind.MEMORY, Kind.ERROR)
+"""Failures that are there again each time, unlike a crash, a hang or a budget."""
 
 C = TypeVar("C", bound=AnyCell[Any])
 C_co = TypeVar("C_co", bound=AnyCell[Any], covariant=True)
@@ -171,7 +175,7 @@ class Tail(TypedDict):
     reason: str
 
 
-class CellsBook(Generic[H, K, C]):
+class CellsBook(ABC, Generic[H, K, C]):
     """Keeps the newest of each cell, over all sessions of a file.
 
     Args:
@@ -205,20 +209,41 @@ class CellsBook(Generic[H, K, C]):
         return tuple(key for key, cell in self._cells.items() if cell.figures is not None)
 
     @property
+    def known(self) -> Known[K]:
+        """What says which cells are due."""
+        settled = {key for key, cell in self._cells.items() if cell.failure in SETTLED}
+        return Known(set(self.measured), set(self.elsewhere), settled)
+
+    @property
     def elsewhere(self) -> tuple[K, ...]:
         """The cells that have figures of other GPUs: two boards of a kind differ by per cents."""
         cards = [session.cards for session in self._sessions] + [self.heading.cards]
-        return tuple(
-            key for key in self.measured if cards[self._cells[key].session] != self.heading.cards
-        )
+        here = set(self.heading.cards)
+        return tuple(key for key in self.measured if set(cards[self._cells[key].session]) != here)
 
-    def forget(self, keys: Iterable[K]) -> int:
-        """Drop cells that cannot stand beside those to come; how many there were."""
-        gone = [self._cells.pop(key) for key in keys if key in self._cells]
-        return len(gone)
+    @abstractmethod
+    def comparison(self, key: K) -> Hashable:
+        """What a cell is compared within; one GPU has to measure all of that."""
+
+    def replaced_by(self, due: Iterable[K]) -> tuple[K, ...]:
+        """The cells of other GPUs that go once a cell of their comparison is measured here.
+
+        Args:
+            due: cells that are going to be measured.
+        """
+        compared = {self.comparison(key) for key in due}
+        return tuple(key for key in self.elsewhere if self.comparison(key) in compared)
 
     def _keep(self, cell: C) -> C:
-        """Replace what was known of the cell."""
+        """Replace what was known of the cell, and what it cannot stand beside once it has figures.
+
+        Not before: until then the file holds what it held, for a cell that was not reached too.
+        """
+        if cell.failure is Kind.BUDGET and cell.key in self.elsewhere:
+            return cell
+        if cell.figures is not None:
+            for key in self.replaced_by([cell.key]):
+                del self._cells[key]
         self._cells[cell.key] = cell
         return cell
 

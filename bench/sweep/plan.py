@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from slidesparse.bench.sweep.job import Job, Mode, Stage, System, Variant
 from slidesparse.pattern import Pattern
@@ -155,9 +155,39 @@ class Sweep:
         return Job(self.stage, model, self.tp, dtype, variant, mode, ms, *tail)
 
 
-def due(
-    turns: Sequence[Turn], measured: Iterable[Key], elsewhere: Iterable[Key] = ()
-) -> tuple[Turn, ...]:
+K = TypeVar("K", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class Known(Generic[K]):
+    """What earlier sessions left.
+
+    Args:
+        measured: cells that have a time.
+        elsewhere: those of them that another GPU has measured.
+        settled: cells that failed for good.
+    """
+
+    measured: Set[K]
+    elsewhere: Set[K] = frozenset()
+    settled: Set[K] = frozenset()
+
+    def done(self, wanted: Set[K]) -> Set[K]:
+        """The cells that need no other run, of those that are compared with each other.
+
+        Boards of a kind differ, so a comparison that another GPU has begun starts anew here. One
+        that is complete stays as it is; what failed there for good is not tried on another board.
+
+        Args:
+            wanted: all cells of the comparison.
+        """
+        if not wanted & self.elsewhere:
+            return self.measured
+        whole = self.measured | self.settled
+        return whole if wanted <= whole else self.measured - self.elsewhere
+
+
+def due(turns: Sequence[Turn], known: Known[Key]) -> tuple[Turn, ...]:
     """What is left of a sweep.
 
     Where a cell is measured later than stock was, stock is measured again after it: otherwise a
@@ -165,14 +195,12 @@ def due(
 
     Args:
         turns: of the whole sweep, in order.
-        measured: cells that have a time.
-        elsewhere: those of them that another GPU has measured.
+        known: of its cells.
     """
-    known, others = set(measured), set(elsewhere)
     left = []
     for _, block in groupby(turns, key=lambda turn: turn.block):
         group = tuple(block)
-        done = comparable({key for turn in group for key in turn.keys}, known, others)
+        done = known.done({key for turn in group for key in turn.keys})
         late: set[int] = set()
         for turn in group:
             fresh = late if turn.again else set()
@@ -181,20 +209,3 @@ def due(
             if ms:
                 left.append(turn.with_ms(ms))
     return tuple(left)
-
-
-K = TypeVar("K", bound=Hashable)
-
-
-def comparable(wanted: Set[K], measured: Set[K], elsewhere: Set[K]) -> Set[K]:
-    """The cells that can stay of those that are compared with each other.
-
-    Boards of a kind differ, so a comparison that another GPU has begun starts anew here. One that
-    is complete stays as it is.
-
-    Args:
-        wanted: all cells of the comparison.
-        measured: cells that have a time.
-        elsewhere: those of them that another GPU has measured.
-    """
-    return measured if wanted <= measured else measured - elsewhere

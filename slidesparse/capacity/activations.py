@@ -101,7 +101,8 @@ def _compiling(settings: Settings) -> Iterator[Tensor]:
     left = -table % SEGMENT
     yield Tensor("second embedding, to time kernels with", table + (left if left <= UNSPLIT else 0))
     yield Tensor("residual stream", FLOAT * tokens * spec.hidden)
-    if settings.tp == 1:  # Else an all-reduce parts the norm from the look-up.
+    # An all-reduce parts the norm from the look-up, and so does our operator of norm and linear.
+    if settings.tp == 1 and settings.pattern.dense:
         yield Tensor("normed hidden states", FLOAT * tokens * spec.hidden)
         if settings.quant is Quant.FP8:
             yield Tensor("quantised hidden states", tokens * (spec.hidden + 4))

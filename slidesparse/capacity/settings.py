@@ -104,7 +104,7 @@ class Settings:
         pattern: that SlideSparse holds the weights in; DENSE without it.
         tp: tensor-parallel size.
         batched_tokens: most tokens of one step (max_num_batched_tokens).
-        eager: whether CUDA graphs are off.
+        eager: whether compiling and CUDA graphs are off.
 
     Raises:
         UsageError: values that cannot be, or not together, with the remedy.

@@ -18,8 +18,8 @@ from slidesparse.cli.counters_run import run_load
 from slidesparse.cli.options import check_outputs
 from slidesparse.cli.sweep_run import one_interrupt
 from slidesparse.cli.sweep_start import (
+    check_boards,
     check_gpus,
-    drop_elsewhere,
     load_specs,
     make_ready,
     read_before,
@@ -58,7 +58,7 @@ def measure_load(options: LoadOptions) -> None:
     make_ready(options.dtypes, device, cache, options.cache_dir)
 
     from slidesparse.bench.counters.book import LoadBook, LoadHeading
-    from slidesparse.bench.counters.job import due
+    from slidesparse.bench.counters.job import due, load_key
     from slidesparse.bench.counters.record import read_json
     from slidesparse.bench.sweep.runner import Limits
 
@@ -70,11 +70,10 @@ def measure_load(options: LoadOptions) -> None:
     )
     refuse_other_settings(heading, before, file)
     book = LoadBook(heading, before)
-    turns = due(load.turns(), book.measured, book.elsewhere)
-    models = {turn.block[:2] for turn in turns}
-    lines = drop_elsewhere(book, lambda key: key[:2] in models)
+    turns = due(load.turns(), book.known)
+    check_boards(book, {load_key(key) for turn in turns for key in turn.keys}, file)
     if not options.quiet:
-        say_first([*first_lines(heading, turns), *lines])
+        say_first(first_lines(heading, turns))
     if options.dry_run:
         _list_turns(turns)
         return

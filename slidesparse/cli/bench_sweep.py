@@ -23,8 +23,8 @@ from slidesparse.cli.options import check_outputs
 from slidesparse.cli.sweep_options import CPU_MODEL, GPU_MODEL, Options, sweep_options
 from slidesparse.cli.sweep_run import one_interrupt, run_sweep
 from slidesparse.cli.sweep_start import (
+    check_boards,
     check_gpus,
-    drop_elsewhere,
     load_specs,
     make_ready,
     read_before,
@@ -109,12 +109,11 @@ def _command(stage: str, options: Options) -> None:
     heading = _heading(sweep, engine, device, cache, specs)
     refuse_other_settings(heading, before, file)
     book = SweepBook(heading, before)
-    turns = due(sweep.turns(), book.measured, book.elsewhere)
-    blocks = {turn.block for turn in turns}
-    lines = drop_elsewhere(book, lambda key: key.block in blocks)
+    turns = due(sweep.turns(), book.known)
+    check_boards(book, {key for turn in turns for key in turn.keys}, file)
     if not options.quiet:
         stock = f"Stock: {heading.stock}. Timed: {heading.timed}."
-        say_first([first_line(heading, engine, device), stock, *lines])
+        say_first([first_line(heading, engine, device), stock])
     if options.dry_run:
         _list_turns(turns, specs)
         return

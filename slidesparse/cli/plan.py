@@ -30,7 +30,7 @@ EXIT_NO_FIT = 3
 @click.option("--pattern", help="Sparsity that SlideSparse runs: 6:8.  [default: dense]")
 @click.option("--tp", type=int, help="GPUs that share each layer.  [default: 1]")
 @click.option("--batched-tokens", type=int, help="Most of one step.  [default: as vLLM's server]")
-@click.option("--eager/--graphs", default=None, help="Without CUDA graphs, or with.")
+@click.option("--eager/--graphs", default=None, help="Without compiling and CUDA graphs, or with.")
 @click.option("--from", "current", type=click.Path(path_type=Path), help="Options of a plan: YAML.")
 @click.option("--to", "proposed", type=click.Path(path_type=Path), help="To compare with: YAML.")
 @click.option("--check", is_flag=True, help="Start vLLM on this GPU, and compare: --model a,b,c.")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
 
 from slidesparse.cli.target import refuse_fp8, require_triton
 from slidesparse.errors import UsageError
@@ -113,24 +115,31 @@ def refuse_other_settings(heading: CellsHeading[R], before: R | None, file: Path
         )
 
 
-def drop_elsewhere(book: CellsBook[Any, K, Any], compared: Callable[[K], bool]) -> list[str]:
-    """Drop what another GPU has measured of the comparisons that go on here.
+def check_boards(book: CellsBook[Any, K, Any], due: Collection[K], file: Path | None) -> None:
+    """Say which cells of another GPU are measured again; lose none that are not.
 
     Args:
         book: of the run.
-        compared: whether a cell is compared with one that is due.
+        due: cells that are going to be measured.
+        file: that holds the others.
 
-    Returns:
-        What to say of it: a line, or none.
+    Raises:
+        UsageError: cells of another GPU would have to go and are not going to be measured here.
     """
-    count = book.forget([key for key in book.elsewhere if compared(key)])
-    if not count:
-        return []
-    cells = "1 cell" if count == 1 else f"{count} cells"
-    return [
-        f"Dropped {cells} that another GPU has measured: its comparison was not complete, and two "
-        "boards of a kind differ."
-    ]
+    replaced = book.replaced_by(due)
+    lost = [key for key in replaced if key not in due]
+    if lost:
+        raise UsageError(
+            f"{file} holds cells of another GPU, and boards of a kind differ: {len(lost)} of them, "
+            f"{lost[0]} first, are not measured by this command and cannot stand beside what it "
+            "measures. Ask for them too, name another file, or start anew with --fresh"
+        )
+    if replaced:
+        click.echo(
+            f"cells that another GPU has measured, and that go once their comparison is measured "
+            f"here, because boards of a kind differ: {len(replaced)}",
+            err=True,
+        )
 
 
 def seed_of(asked: int | None, before: CellsRecord[Any] | None) -> int:

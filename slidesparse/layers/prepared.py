@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -14,6 +15,9 @@ from slidesparse.layers.ways import Way, make_way
 from slidesparse.pattern import DENSE, Pattern
 from slidesparse.problem import bucket_m
 from slidesparse.tensors import TORCH_DTYPES
+
+if TYPE_CHECKING:
+    from slidesparse.kernels.native.source import Variant
 
 ALIGNMENT = 16
 """Of addresses in bytes and of strides in elements: Triton has code of its own for multiples."""
@@ -52,12 +56,7 @@ class Prepared:
         self.dtype, self.out = TORCH_DTYPES[plan.dtype], TORCH_DTYPES[plan.out]
         forms = plan.forms
         ways = [make_way(plan, step.candidate) for step in plan.steps]
-        variants = [variant for way in ways for variant in way.variants]
-        if len(variants) > 1:
-            from slidesparse.kernels.native.program import compile_variants
-
-            # One by one they take a second each; what cannot be compiled, `prepare` explains.
-            compile_variants(variants)
+        compile_together({variant for way in ways for variant in way.variants}, device)
         self.steps: list[tuple[Way, int, Pattern]] = []
         for step, way in zip(plan.steps, ways, strict=True):
             way.prepare(device)
@@ -101,6 +100,20 @@ class Prepared:
         way.run(q, x_scale, weights[form], w_scale, bias, out)
         self._ran.add(kind)
         return out
+
+
+def compile_together(variants: Set[Variant], device: torch.device) -> None:
+    """Compile on several threads what is not loaded yet; one by one they take a second each.
+
+    What cannot be compiled is left to `Way.prepare`, which says why.
+    """
+    if not variants:
+        return
+    from slidesparse.kernels.native.program import compile_variants, is_loaded
+
+    missing = [each for each in variants if not is_loaded(each, device.index or 0)]
+    if len(missing) > 1:
+        compile_variants(missing)
 
 
 @lru_cache(maxsize=4096)

@@ -165,7 +165,6 @@ def test_a_seed_that_was_drawn_is_taken_up_again(sweep: Sweep, log: Path, tmp_pa
 @pytest.mark.parametrize(
     ("changed", "text"),
     [
-        (("--prompt", "64"), "prompt 64 here, 16 there"),
         (("--repeats", "7"), "repeats 7 here, 3 there"),
         (("--seed", "6"), "seed 6 here, 5 there"),
     ],
@@ -191,34 +190,57 @@ def test_a_file_of_the_other_stage_is_refused(sweep: Sweep, tmp_path: Path) -> N
     assert_one_line(sweep(*options, stage="prefill"), 2, "stage prefill here, decode there")
 
 
-def test_another_gpu_does_not_go_on_with_half_a_comparison(
-    sweep: Sweep, log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def board(uuid: str) -> None:
+@pytest.fixture
+def board(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Pretend to run on the GPU of this UUID."""
+
+    def choose(uuid: str) -> None:
         monkeypatch.setattr("slidesparse.cli.bench_sweep.cards", lambda device, count: (uuid,))
 
+    return choose
+
+
+def test_another_gpu_does_not_go_on_with_half_a_comparison(
+    sweep: Sweep, tmp_path: Path, board: Callable[[str], None]
+) -> None:
     file = tmp_path / "out.json"
     board("a")
     assert sweep("--json", str(file), script={"ours 6:8 M=4": "exit"}).exit_code == 1
     assert len(read_json(file).measured) == 5
     board("b")
+    before = file.read_bytes()
     listed = sweep("--json", str(file), "--dry-run")
-    line = (
-        "Dropped 5 cells that another GPU has measured: its comparison was not complete, and two "
-        "boards of a kind differ."
-    )
-    assert listed.stdout.splitlines()[2:4] == [line, "3 processes, 6 cells:"]
-    assert len(read_json(file).measured) == 5
+    assert "because boards of a kind differ: 5" in listed.stderr
+    assert listed.stdout.splitlines()[2] == "3 processes, 6 cells:"
+    assert file.read_bytes() == before
     assert sweep("--json", str(file)).exit_code == 0
     record = read_json(file)
     assert len(record.measured) == 6
     assert {record.sessions[cell.session].cards for cell in record.cells} == {("b",)}
+
+
+def test_what_another_gpu_has_measured_stays_until_something_takes_its_place(
+    sweep: Sweep, tmp_path: Path, board: Callable[[str], None]
+) -> None:
+    file = tmp_path / "out.json"
+    board("a")
+    assert sweep("--json", str(file), script={"ours 6:8 M=4": "exit"}).exit_code == 1
+    board("b")
+    assert sweep("--json", str(file), "--budget", "1e-9").exit_code == 0
+    assert len(read_json(file).measured) == 5
+    assert sweep("--json", str(file), script={"* build": "raise"}).exit_code == 1
+    assert sweep("--json", str(file)).exit_code == 0
     board("c")
+    whole = file.read_bytes()
     again = sweep("--json", str(file))
-    assert "Dropped" not in again.stdout
     assert f"every cell is in {file}" in again.stderr
-    wider = sweep("--json", str(file), "--m", "2", "--patterns", "8:10", "--dry-run")
-    assert "Dropped 6 cells that another GPU has measured" in wider.stdout
+    for wider in (("--m", "8"), ("--m", "2,4", "--patterns", "8:10")):
+        refused = sweep("--json", str(file), *wider)
+        assert_one_line(refused, 2, "cells of another GPU", "Ask for them too", "--fresh")
+    assert len(read_json(file).measured) == 6
+    assert [cell["figures"] for cell in json.loads(file.read_text())["cells"]] == [
+        cell["figures"] for cell in json.loads(whole)["cells"]
+    ]
 
 
 @pytest.mark.parametrize("content", ['{"kind": "slidesparse-sw', '{"kind": "other"}', ""])

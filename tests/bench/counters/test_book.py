@@ -19,34 +19,38 @@ from slidesparse.errors import SearchError
 def test_a_run_goes_on_where_it_was_left() -> None:
     before = record()
     book = LoadBook(heading(), before)
-    left = due(LOAD.turns(), book.measured)
+    left = due(LOAD.turns(), book.known)
     assert [(turn.job.mode, turn.job.ms) for turn in left] == [(Mode.GRAPHS, (1024,))]
     book.add(outcome(Mode.GRAPHS, found(1024, 17000.0), 1024))
     made = book.record(interrupted=False)
     assert len(made.measured) == 6
     assert [cell.session for cell in made.cells] == [0, 0, 0, 0, 0, 1]
     assert len(made.sessions) == 2
-    assert due(LOAD.turns(), book.measured) == ()
+    assert due(LOAD.turns(), book.known) == ()
 
 
 def test_what_another_gpu_has_begun_starts_anew_with_its_other_mode() -> None:
     """Eager and graphs stand side by side: one GPU measures both."""
     here = heading(cards=("card-b",))
     assert here.differences(record()) == []
-    book = LoadBook(here, record())
+    begun = LoadBook(heading(), record())
+    begun.add(outcome(Mode.GRAPHS, Failure(Kind.CRASH, "killed by SIGSEGV"), 1024))
+    book = LoadBook(here, begun.record(interrupted=False))
     assert set(book.elsewhere) == set(book.measured)
-    assert due(LOAD.turns(), book.measured, book.elsewhere) == LOAD.turns()
-    assert book.forget(book.elsewhere) == 5
+    assert due(LOAD.turns(), book.known) == LOAD.turns()
+    book.add(outcome(Mode.EAGER, Failure(Kind.CRASH, "killed by SIGSEGV"), 1))
+    assert len(book.elsewhere) == 4
     book.add(outcome(Mode.GRAPHS, found(1024, 17000.0), 1024))
     assert book.elsewhere == ()
+    assert [cell.concurrency for cell in book.record(interrupted=True).measured] == [1024]
     assert [session.cards for session in book.record(interrupted=False).sessions] == [
-        *(("card-a",), ("card-b",)),
+        *(("card-a",), ("card-a",), ("card-b",)),
     ]
     # A file that is complete stays as it is, wherever it was measured.
     done = LoadBook(heading(), record())
     done.add(outcome(Mode.GRAPHS, found(1024, 17000.0), 1024))
     there = LoadBook(here, done.record(interrupted=False))
-    assert due(LOAD.turns(), there.measured, there.elsewhere) == ()
+    assert due(LOAD.turns(), there.known) == ()
 
 
 def test_more_concurrencies_are_added_to_a_file() -> None:

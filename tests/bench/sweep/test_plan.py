@@ -5,7 +5,7 @@ from __future__ import annotations
 from sweep_records import BLOCK, OURS, OURS_SIX, STOCK, make_sweep
 
 from slidesparse.bench.sweep.job import Mode, System
-from slidesparse.bench.sweep.plan import Key, Turn, due
+from slidesparse.bench.sweep.plan import Key, Known, Turn, due
 from slidesparse.problem import DType
 
 
@@ -45,10 +45,11 @@ def test_each_model_dtype_and_mode_has_baselines_of_its_own() -> None:
 def test_what_is_measured_is_not_measured_again() -> None:
     turns = make_sweep().turns()
     every = [key for turn in turns for key in turn.keys]
-    assert due(turns, every) == ()
-    assert due(turns, []) == turns
+    assert due(turns, Known(set(every))) == ()
+    assert due(turns, Known(set())) == turns
     only = [Key(BLOCK, STOCK, True, m) for m in (512, 4096)]
-    assert labels(due(turns, [key for key in every if key not in only])) == ["stock again 512,4096"]
+    left = due(turns, Known(set(every) - set(only)))
+    assert labels(left) == ["stock again 512,4096"]
 
 
 def test_what_is_measured_later_is_followed_by_stock_at_the_same_m() -> None:
@@ -56,7 +57,7 @@ def test_what_is_measured_later_is_followed_by_stock_at_the_same_m() -> None:
     turns = make_sweep().turns()
     every = [key for turn in turns for key in turn.keys]
     missing = {Key(BLOCK, OURS_SIX, False, 4096)}
-    left = due(turns, [key for key in every if key not in missing])
+    left = due(turns, Known(set(every) - missing))
     assert labels(left) == ["ours 6:8 4096", "stock again 4096"]
 
 
@@ -64,27 +65,35 @@ def test_another_block_is_left_alone() -> None:
     turns = make_sweep(dtypes=(DType.INT8, DType.FP8)).turns()
     every = [key for turn in turns for key in turn.keys]
     missing = {Key(BLOCK, OURS, False, 512)}
-    left = due(turns, [key for key in every if key not in missing])
+    left = due(turns, Known(set(every) - missing))
     assert [turn.block.dtype for turn in left] == [DType.FP8, DType.FP8]
 
 
 def test_a_comparison_that_another_gpu_has_begun_starts_anew() -> None:
     """And one that is complete stays."""
     turns = make_sweep(dtypes=(DType.INT8, DType.FP8)).turns()
-    every = [key for turn in turns for key in turn.keys]
-    here = {Key(BLOCK, OURS, False, 512)}
-    left = due(turns, set(every) - here, elsewhere=set(every) - here)
+    every = {key for turn in turns for key in turn.keys}
+    missing = Key(BLOCK, OURS, False, 512)
+    left = due(turns, Known(every - {missing}, elsewhere=every - {missing}))
     assert {turn.block.dtype for turn in left} == {DType.FP8}
     assert labels(left) == labels(make_sweep().turns())
-    assert due(turns, every, elsewhere=every) == ()
+    assert due(turns, Known(every, elsewhere=every)) == ()
+
+
+def test_what_failed_for_good_is_tried_again_here_and_not_on_another_gpu() -> None:
+    turns = make_sweep().turns()
+    every = {key for turn in turns for key in turn.keys}
+    failed = {Key(BLOCK, OURS_SIX, False, 4096)}
+    here = Known(every - failed, settled=failed)
+    assert labels(due(turns, here)) == ["ours 6:8 4096", "stock again 4096"]
+    assert due(turns, Known(every - failed, elsewhere=every - failed, settled=failed)) == ()
 
 
 def test_what_this_gpu_has_begun_goes_on() -> None:
     turns = make_sweep().turns()
-    every = [key for turn in turns for key in turn.keys]
-    elsewhere = [Key(BLOCK, STOCK, False, 4096)]
-    missing = {Key(BLOCK, OURS_SIX, False, 4096)}
-    left = due(turns, set(every) - missing, elsewhere)
+    every = {key for turn in turns for key in turn.keys}
+    elsewhere = {Key(BLOCK, STOCK, False, 4096)}
+    left = due(turns, Known(every - {Key(BLOCK, OURS_SIX, False, 4096)}, elsewhere))
     assert labels(left) == ["stock 4096", "ours 6:8 4096", "stock again 4096"]
 
 
