@@ -22,6 +22,7 @@ from sweep_records import (
 )
 
 from slidesparse.bench.sweep.book import SweepBook
+from slidesparse.bench.sweep.job import Stage
 from slidesparse.bench.sweep.record import read_json, write_json
 from slidesparse.bench.sweep.runner import Kind
 from slidesparse.models import load_model
@@ -129,3 +130,20 @@ def test_a_dump_in_the_middle_says_that_it_is_one() -> None:
     book.add(outcome(STOCK, 512, 10.0))
     assert book.record(interrupted=True).interrupted
     assert not book.record(interrupted=False).interrupted
+
+
+@pytest.mark.parametrize(
+    ("engine", "stage", "differences"),
+    [
+        ("vllm", Stage.DECODE, ["prompt 16 here, 1024 there", "outputs 400 here, 128 there"]),
+        ("vllm", Stage.PREFILL, ["prompt 16 here, 1024 there"]),
+        ("linear", Stage.DECODE, []),
+    ],
+)
+def test_lengths_of_requests_count_where_there_are_requests(
+    engine: str, stage: Stage, differences: list[str]
+) -> None:
+    """A prefill step generates one token, and the linears alone know no requests."""
+    before = SweepBook(make_heading(make_sweep(stage=stage), engine=engine)).record(False)
+    other = make_sweep(stage=stage, prompt=16, outputs=400)
+    assert make_heading(other, engine=engine).differences(before) == differences
