@@ -10,7 +10,6 @@ from slidesparse.bench.counters.record import CountersRecord, LoadCell, LoadFigu
 from slidesparse.bench.sweep.cells import CellsBook, CellsHeading
 from slidesparse.bench.sweep.runner import EngineKind, Failure, Outcome, TurnRunner
 from slidesparse.errors import SearchError
-from slidesparse.problem import DType
 
 LOAD_ENGINE = EngineKind(
     factory="slidesparse.bench.counters.vllm:LoadEngine",
@@ -92,10 +91,6 @@ class LoadBook(CellsBook[LoadHeading, LoadKey, LoadCell]):
     Attributes:
         heading: as it was given.
     """
-
-    def comparison(self, key: LoadKey) -> tuple[str, DType]:
-        """Model and dtype: eager and graphs stand side by side."""
-        return key.model, key.dtype
 
     def add(self, outcome: Outcome[LoadFound]) -> LoadCell:
         """Take what became of a cell; it replaces what was known of it."""

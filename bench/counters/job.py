@@ -39,6 +39,11 @@ class LoadKey(NamedTuple):
     mode: Mode
     concurrency: int
 
+    @property
+    def comparison(self) -> tuple[str, DType]:
+        """Eager and graphs of a model stand side by side: one GPU has to measure both."""
+        return self.model, self.dtype
+
     def __str__(self) -> str:
         """One line for messages."""
         return f"{self.model} {self.dtype} {self.mode} C={self.concurrency}"
@@ -167,16 +172,14 @@ def load_key(key: Key) -> LoadKey:
 
 
 def due(turns: Sequence[Turn], known: Known[LoadKey]) -> tuple[Turn, ...]:
-    """What is left of them; eager and graphs of a model are compared, so one GPU measures both.
+    """What is left of them.
 
     Args:
         turns: of the whole run.
         known: of its cells.
     """
-    left = []
+    left, done = [], known.done(load_key(key) for turn in turns for key in turn.keys)
     for turn in turns:
-        beside = [other for other in turns if other.block[:2] == turn.block[:2]]
-        done = known.done({load_key(key) for other in beside for key in other.keys})
         ms = [m for m in turn.job.ms if load_key(turn.key(m)) not in done]
         if ms:
             left.append(turn.with_ms(ms))

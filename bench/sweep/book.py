@@ -9,12 +9,9 @@ from slidesparse.bench.sweep.cells import CellsBook, CellsHeading
 from slidesparse.bench.sweep.job import CellTime, Stage, System
 from slidesparse.bench.sweep.plan import Block, Key, Sweep
 from slidesparse.bench.sweep.record import Cell, Figures, SweepRecord
-from slidesparse.bench.sweep.runner import Failure, Outcome
+from slidesparse.bench.sweep.runner import ENGINES, Failure, Outcome
 from slidesparse.models import int32_overflows
 from slidesparse.problem import INT32_MAX
-
-VLLM = "vllm"
-"""The engine of whole models; its steps are those of requests."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +65,7 @@ class Heading(CellsHeading[SweepRecord]):
             "stage": (str(self.sweep.stage), str(record.stage)),
             "engine": (self.engine, record.engine),
         }
-        if self.engine == VLLM:
+        if ENGINES[self.engine].requests:
             found["prompt"] = self.sweep.prompt, record.settings.get("prompt")
             if self.sweep.stage is Stage.DECODE:
                 found["outputs"] = self.sweep.outputs, record.settings.get("outputs")
@@ -91,10 +88,6 @@ class SweepBook(CellsBook[Heading, Key, Cell]):
         super().__init__(heading, before)
         if before is not None and before.settings.get("same_weights"):
             self._settings["same_weights"] = True
-
-    def comparison(self, key: Key) -> Block:
-        """Model, dtype and mode."""
-        return key.block
 
     def add(self, outcome: Outcome[CellTime]) -> Cell:
         """Take what became of a cell; it replaces what was known of it."""

@@ -12,27 +12,23 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Protocol, TypedDict, TypeVar
 
 from slidesparse.bench.result_file import source_commit
-from slidesparse.bench.sweep.plan import Known
-from slidesparse.bench.sweep.record import Session
+from slidesparse.bench.sweep.plan import Compared, Known
+from slidesparse.bench.sweep.record import PlacedCell, Session
 from slidesparse.bench.sweep.runner import Failure, Kind
 from slidesparse.candidate import timestamp
 from slidesparse.devices import Fingerprint
 from slidesparse.models import ModelSpec
 
-K = TypeVar("K", bound=Hashable)
+K = TypeVar("K", bound=Compared)
 K_co = TypeVar("K_co", bound=Hashable, covariant=True)
 
 
-class AnyCell(Protocol[K_co]):
+class AnyCell(PlacedCell, Protocol[K_co]):
     """One cell of a result file, measured or failed."""
 
     @property
     def key(self) -> K_co:
         """What it is a cell of."""
-
-    @property
-    def figures(self) -> object | None:
-        """What it took, None where it failed."""
 
     @property
     def failure(self) -> Kind | None:
@@ -41,10 +37,6 @@ class AnyCell(Protocol[K_co]):
     @property
     def reason(self) -> str:
         """Why it failed, "" where it was measured."""
-
-    @property
-    def session(self) -> int:
-        """Index of the session that measured it."""
 
 
 SETTLED = (Kind.MEMORY, Kind.ERROR)
@@ -175,7 +167,7 @@ class Tail(TypedDict):
     reason: str
 
 
-class CellsBook(ABC, Generic[H, K, C]):
+class CellsBook(Generic[H, K, C]):
     """Keeps the newest of each cell, over all sessions of a file.
 
     Args:
@@ -221,18 +213,14 @@ class CellsBook(ABC, Generic[H, K, C]):
         here = set(self.heading.cards)
         return tuple(key for key in self.measured if set(cards[self._cells[key].session]) != here)
 
-    @abstractmethod
-    def comparison(self, key: K) -> Hashable:
-        """What a cell is compared within; one GPU has to measure all of that."""
-
     def replaced_by(self, due: Iterable[K]) -> tuple[K, ...]:
         """The cells of other GPUs that go once a cell of their comparison is measured here.
 
         Args:
             due: cells that are going to be measured.
         """
-        compared = {self.comparison(key) for key in due}
-        return tuple(key for key in self.elsewhere if self.comparison(key) in compared)
+        compared = {key.comparison for key in due}
+        return tuple(key for key in self.elsewhere if key.comparison in compared)
 
     def _keep(self, cell: C) -> C:
         """Replace what was known of the cell, and what it cannot stand beside once it has figures.

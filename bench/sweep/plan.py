@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from slidesparse.bench.sweep.job import Job, Mode, Stage, System, Variant
 from slidesparse.pattern import Pattern
@@ -48,6 +48,11 @@ class Key(NamedTuple):
     variant: Variant
     again: bool
     m: int
+
+    @property
+    def comparison(self) -> Block:
+        """What one GPU has to measure all of."""
+        return self.block
 
     @property
     def label(self) -> str:
@@ -155,7 +160,15 @@ class Sweep:
         return Job(self.stage, model, self.tp, dtype, variant, mode, ms, *tail)
 
 
-K = TypeVar("K", bound=Hashable)
+class Compared(Hashable, Protocol):
+    """Names a cell that is compared with others."""
+
+    @property
+    def comparison(self) -> Hashable:
+        """What it is compared within; one GPU has to measure all of that."""
+
+
+K = TypeVar("K", bound=Compared)
 
 
 @dataclass(frozen=True)
@@ -172,19 +185,26 @@ class Known(Generic[K]):
     elsewhere: Set[K] = frozenset()
     settled: Set[K] = frozenset()
 
-    def done(self, wanted: Set[K]) -> Set[K]:
-        """The cells that need no other run, of those that are compared with each other.
+    def done(self, asked: Iterable[K]) -> set[K]:
+        """The cells that need no other run.
 
         Boards of a kind differ, so a comparison that another GPU has begun starts anew here. One
         that is complete stays as it is; what failed there for good is not tried on another board.
 
         Args:
-            wanted: all cells of the comparison.
+            asked: every cell of the run.
         """
-        if not wanted & self.elsewhere:
-            return self.measured
-        whole = self.measured | self.settled
-        return whole if wanted <= whole else self.measured - self.elsewhere
+        compared: dict[Hashable, set[K]] = {}
+        for key in asked:
+            compared.setdefault(key.comparison, set()).add(key)
+        found: set[K] = set()
+        for wanted in compared.values():
+            kept = self.measured
+            if wanted & self.elsewhere:
+                whole = self.measured | self.settled
+                kept = whole if wanted <= whole else self.measured - self.elsewhere
+            found |= wanted & kept
+        return found
 
 
 def due(turns: Sequence[Turn], known: Known[Key]) -> tuple[Turn, ...]:
@@ -197,10 +217,8 @@ def due(turns: Sequence[Turn], known: Known[Key]) -> tuple[Turn, ...]:
         turns: of the whole sweep, in order.
         known: of its cells.
     """
-    left = []
-    for _, block in groupby(turns, key=lambda turn: turn.block):
-        group = tuple(block)
-        done = known.done({key for turn in group for key in turn.keys})
+    left, done = [], known.done(key for turn in turns for key in turn.keys)
+    for _, group in groupby(turns, key=lambda turn: turn.block):
         late: set[int] = set()
         for turn in group:
             fresh = late if turn.again else set()

@@ -30,6 +30,7 @@ class EngineKind:
         timed: what a step holds.
         children: whether it starts processes of its own.
         cell: what the number of a cell is called.
+        requests: whether its steps are those of requests, with prompts and outputs.
     """
 
     factory: str
@@ -37,6 +38,7 @@ class EngineKind:
     timed: str
     children: bool
     cell: str = "M"
+    requests: bool = False
 
 
 ENGINES = {
@@ -53,6 +55,7 @@ ENGINES = {
         "vLLM as it is, without the plug-in",
         "the whole model",
         True,
+        requests=True,
     ),
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,6 +15,7 @@ from slidesparse.errors import UsageError
 
 if TYPE_CHECKING:
     from slidesparse.bench.sweep.cells import CellsBook, CellsHeading, CellsRecord
+    from slidesparse.bench.sweep.plan import Compared
     from slidesparse.cache import TuningCache
     from slidesparse.devices import Device
     from slidesparse.models import ModelSpec
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 R = TypeVar("R", bound="CellsRecord[Any]")
 """What the result file holds."""
 
-K = TypeVar("K", bound=Hashable)
+K = TypeVar("K", bound="Compared")
 """What names a cell."""
 
 
